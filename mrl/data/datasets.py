@@ -1,0 +1,208 @@
+"""The table of data sets: how each is loaded, its statistics, and the held-out slice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor
+
+from mrl.data import fashion_mnist, image_folder, synthetic
+from mrl.data.batches import generator
+from mrl.data.errors import DataError
+
+if TYPE_CHECKING:  # mrl.config needs Hydra; training data does not
+    from mrl.config import DataConfig
+
+# Never the seed of a run: all runs of a study must hold out the same images.
+HOLDOUT_SEED = 20220526
+RESIZE_CHUNK = 2048  # images; bounds the float copy that resizing makes
+
+
+@dataclass(kw_only=True, slots=True)
+class ImageDataset:
+    """Labelled images: pixels in memory, or paths to files that are decoded when needed.
+
+    Raises:
+        DataError: if a label lies outside 0..C-1, with its value and index.
+    """
+
+    images: Tensor | np.ndarray  # uint8 (N, C, H, W), or encoded paths (N,), see image_folder
+    labels: Tensor  # int64 (N,)
+    classes: list[str]
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.labels):
+            raise DataError(f"{len(self.images)} images but {len(self.labels)} labels")
+        wrong = ((self.labels < 0) | (self.labels >= len(self.classes))).nonzero()
+        if len(wrong):
+            index = int(wrong[0])
+            raise DataError(
+                f"label {int(self.labels[index])} at index {index} is not one of the "
+                f"{len(self.classes)} classes 0..{len(self.classes) - 1}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Tensor) -> ImageDataset:
+        """The images at ``indices``, copied, in that order."""
+        by = indices if isinstance(self.images, Tensor) else indices.numpy()
+        return ImageDataset(
+            images=self.images[by], labels=self.labels[indices], classes=self.classes
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class Splits:
+    """What a run trains on (train), chooses on (holdout) and only reports on (test)."""
+
+    train: ImageDataset
+    holdout: ImageDataset
+    test: ImageDataset
+    classes: list[str]
+    mean: tuple[float, ...]  # of each channel, pixels scaled to 0..1
+    std: tuple[float, ...]
+    in_channels: int
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Source:
+    """One data set: ``load`` returns the whole of train, and test."""
+
+    load: Callable[[DataConfig], tuple[ImageDataset, ImageDataset]]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def load_splits(cfg: DataConfig) -> Splits:
+    """Load a data set, fetching it if need be, and hold ``cfg.holdout`` images out of train.
+
+    Which images are held out depends on the data set and ``cfg.holdout`` alone. Under several
+    processes let one of them call this first, so that files are fetched once.
+
+    Raises:
+        DataError: for files that cannot be found, fetched or used, and for unusable values.
+    """
+    source = SOURCES[cfg.name.name]
+    _check(cfg)
+    whole, test = source.load(cfg)
+    train, holdout = hold_out(whole, cfg.holdout)
+    return Splits(
+        train=train,
+        holdout=holdout,
+        test=test,
+        classes=whole.classes,
+        mean=source.mean,
+        std=source.std,
+        in_channels=len(source.mean),
+    )
+
+
+def hold_out(whole: ImageDataset, count: int) -> tuple[ImageDataset, ImageDataset]:
+    """(the rest, ``count`` images), each in the order of ``whole``; always the same images."""
+    if not 0 <= count < len(whole):
+        raise DataError(
+            f"data.holdout={count} must be at least 0 and below the {len(whole)} training images"
+        )
+    order = torch.randperm(len(whole), generator=generator(HOLDOUT_SEED))
+    return whole.subset(order[count:].sort().values), whole.subset(order[:count].sort().values)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """uint8 (N, C, H, W) -> uint8 (N, C, size, size), antialiased."""
+    if images.shape[2:] == (size, size):
+        return images
+    return torch.cat(
+        [
+            F.interpolate(chunk.float(), size=(size, size), mode="bilinear", antialias=True)
+            .round()
+            .to(torch.uint8)
+            for chunk in images.split(RESIZE_CHUNK)
+        ]
+    )
+
+
+def _check(cfg: DataConfig) -> None:
+    """Refuse keys that this data set would ignore."""
+    name = cfg.name.name
+    if name != "synthetic" and (cfg.num_classes is not None or cfg.num_images is not None):
+        raise DataError(f"data.num_classes and data.num_images are for synthetic data, not {name}")
+    if name == "imagefolder" and cfg.pad:
+        raise DataError(f"data.pad={cfg.pad} has no effect on imagefolder, which is cropped: use 0")
+
+
+def _root(cfg: DataConfig) -> Path:
+    return Path(cfg.root).expanduser()  # the shell leaves the ~ of data.root=~/pictures alone
+
+
+def _fashion_mnist(cfg: DataConfig) -> tuple[ImageDataset, ImageDataset]:
+    splits = fashion_mnist.load(_root(cfg), download=cfg.download)
+    train, test = (
+        ImageDataset(
+            images=resize(images, cfg.image_size), labels=labels, classes=fashion_mnist.CLASSES
+        )
+        for images, labels in (splits["train"], splits["test"])
+    )
+    return train, test
+
+
+def _cifar(cfg: DataConfig) -> tuple[ImageDataset, ImageDataset]:
+    kind = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}[cfg.name.name]
+    return _cifar_split(kind, cfg, train=True), _cifar_split(kind, cfg, train=False)
+
+
+def _cifar_split(kind: str, cfg: DataConfig, *, train: bool) -> ImageDataset:
+    try:
+        split = getattr(torchvision.datasets, kind)(_root(cfg), train=train, download=cfg.download)
+    except (RuntimeError, OSError) as error:  # not found or corrupt; no connection or permission
+        raise DataError(
+            f"cannot get {kind} in {_root(cfg).absolute()}: {error}. Run once with a "
+            "connection and data.download=true, or unpack the archive of the 'python version' there"
+        ) from error
+    images = torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous()
+    return ImageDataset(
+        images=resize(images, cfg.image_size),
+        labels=torch.tensor(split.targets, dtype=torch.int64),
+        classes=list(split.classes),
+    )
+
+
+def _image_folder(cfg: DataConfig) -> tuple[ImageDataset, ImageDataset]:
+    train, test = (
+        ImageDataset(images=paths, labels=labels, classes=classes)
+        for paths, labels, classes in image_folder.scan(_root(cfg))
+    )
+    return train, test
+
+
+def _synthetic(cfg: DataConfig) -> tuple[ImageDataset, ImageDataset]:
+    classes = [f"class {c}" for c in range(cfg.num_classes or synthetic.NUM_CLASSES)]
+    train, test = (
+        ImageDataset(images=images, labels=labels, classes=classes)
+        for images, labels in synthetic.make(
+            num_images=cfg.num_images or synthetic.NUM_IMAGES,
+            num_classes=len(classes),
+            image_size=cfg.image_size,
+        )
+    )
+    return train, test
+
+
+# Fashion-MNIST's statistics were computed from its 60000 training images; the others are the usual
+# published ones.
+SOURCES = {
+    "fashion_mnist": Source(load=_fashion_mnist, mean=(0.2860,), std=(0.3530,)),
+    "cifar10": Source(load=_cifar, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
+    "cifar100": Source(load=_cifar, mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
+    "imagefolder": Source(
+        load=_image_folder, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    ),
+    "synthetic": Source(load=_synthetic, mean=(0.5,) * 3, std=(0.25,) * 3),
+}

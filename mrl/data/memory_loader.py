@@ -1,0 +1,82 @@
+"""Batches of a small data set that is kept in memory as uint8; augmentation on whole batches.
+
+Shapes: N images, C channels, H x W pixels.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mrl.data.batches import BatchPlan, generator
+from mrl.data.datasets import ImageDataset
+
+
+class MemoryLoader:
+    """See :class:`mrl.data.Loader`. ``flip`` and ``pad`` act only when the plan is for training."""
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        plan: BatchPlan,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        flip: bool,
+        pad: int,
+    ) -> None:
+        assert isinstance(dataset.images, Tensor)
+        self.images_NCHW, self.labels_N = dataset.images, dataset.labels
+        self.plan, self.flip, self.pad = plan, flip, pad
+        self.mean, self.std = mean, std
+
+    @property
+    def steps(self) -> int:
+        return self.plan.steps
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for step, indices in self.plan.indices(epoch, start):
+            images_NCHW = self.images_NCHW[indices]
+            if self.plan.train:
+                # Drawn for the global batch and then cut, so that ranks see what one process sees.
+                flips, shifts = draw_augmentation(
+                    self.plan.batch_size,
+                    flip=self.flip,
+                    pad=self.pad,
+                    generator=generator(self.plan.seed, epoch, step),
+                )
+                part = self.plan.part
+                images_NCHW = augment(images_NCHW, flips[part], shifts[part], pad=self.pad)
+            yield normalise(images_NCHW, self.mean, self.std), self.labels_N[indices]
+
+
+def draw_augmentation(
+    count: int, *, flip: bool, pad: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """(flips bool (N,), shifts int64 (N, 2) down and right, each in -pad..pad)."""
+    flips = (torch.rand(count, generator=generator) < 0.5) & flip
+    return flips, torch.randint(-pad, pad + 1, (count, 2), generator=generator)
+
+
+def augment(images_NCHW: Tensor, flips_N: Tensor, shifts_N2: Tensor, *, pad: int) -> Tensor:
+    """Move each image by its shift, black pixels coming in, then mirror those to be flipped."""
+    height, width = images_NCHW.shape[2:]
+    padded = F.pad(images_NCHW, (pad, pad, pad, pad))
+    # Row y of the result is row y - shift of the image, which lies `pad` lower in the padded one.
+    rows_NH = torch.arange(height) + pad - shifts_N2[:, :1]
+    columns_NW = torch.arange(width) + pad - shifts_N2[:, 1:]
+    columns_NW = torch.where(flips_N[:, None], columns_NW.flip(1), columns_NW)
+    n, c = torch.arange(len(images_NCHW)), torch.arange(images_NCHW.shape[1])
+    return padded[
+        n[:, None, None, None],
+        c[None, :, None, None],
+        rows_NH[:, None, :, None],
+        columns_NW[:, None, None, :],
+    ]
+
+
+def normalise(images_NCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 0..255 -> float32 with mean 0 and standard deviation 1 in each channel."""
+    scale, offset = (torch.tensor(v).view(-1, 1, 1) * 255 for v in (std, mean))
+    return images_NCHW.float().sub_(offset).div_(scale)
