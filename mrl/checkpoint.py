@@ -1,0 +1,142 @@
+"""Checkpoints: weights, optimizer, step, random states and config in one file, written atomically.
+
+They are read with ``weights_only=True``: a pickle that wants to run code is refused.
+"""
+
+import io
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mrl.model import MRLModel, build_model
+
+if TYPE_CHECKING:
+    from mrl.config import TrainConfig
+
+CHECKPOINT_NAME = "checkpoint.pt"
+# "config" and "data" (classes, in_channels) rebuild the model; the rest resumes a run.
+_KEYS = {"config", "data", "step", "model", "optimizer", "rng"}
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read; the message names the file."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside ``path``, flush to the disk, then rename: ``path`` is old or new, never half."""
+    # Not tempfile's: its files are for their owner alone, and others may read a run's.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Save ``state`` (the keys above) to ``path``.
+
+    Raises:
+        CheckpointError: if it cannot be written (disk full, no permission); what stood at ``path``
+            is still there, whole.
+    """
+    assert state.keys() == _KEYS, state.keys()
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    try:
+        write_atomically(path, buffer.getvalue())
+    except OSError as error:
+        kept = "the checkpoint before it is intact" if path.exists() else "there is none before it"
+        size = len(buffer.getvalue()) / 2**20
+        raise CheckpointError(
+            f"cannot write {path} ({size:.1f} MiB): {error.strerror or error}; {kept}"
+        ) from error
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The state saved at ``path``, a file or a run directory, on the CPU.
+
+    Raises:
+        CheckpointError: if there is none, or it is truncated, foreign, or wants to run code.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / CHECKPOINT_NAME
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no checkpoint at {path}") from None
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is refused: it holds more than tensors, numbers and strings, or is no PyTorch "
+            f"file ({str(error).splitlines()[0]})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is damaged or cut short: {first_line}") from error
+    missing = _KEYS - state.keys() if isinstance(state, dict) else _KEYS
+    if missing:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of this project: it lacks {', '.join(sorted(missing))}"
+        )
+    return state
+
+
+def config_of(state: Mapping[str, Any]) -> "TrainConfig":
+    """The configuration inside a loaded checkpoint."""
+    from mrl.config import from_dict  # needs Hydra, which those who only want the head may lack
+
+    return from_dict(state["config"])
+
+
+def model_of(state: Mapping[str, Any]) -> MRLModel:
+    """The model inside a loaded checkpoint, rebuilt from its config alone, in eval mode.
+
+    Raises:
+        CheckpointError: if the weights do not fit the model that the config describes.
+    """
+    cfg, data = config_of(state), state["data"]
+    cfg.backbone.pretrained = False  # the weights come from the checkpoint: download nothing
+    model = build_model(
+        cfg.backbone,
+        cfg.head,
+        num_classes=len(data["classes"]),
+        in_channels=data["in_channels"],
+        image_size=cfg.data.image_size,
+    )
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights do not fit the checkpoint's config: {error}") from error
+    return model.eval()
+
+
+def load_model(path: str | Path) -> MRLModel:
+    """The trained model at ``path`` (a checkpoint or a run directory), in eval mode on the CPU.
+
+    Raises:
+        CheckpointError: see :func:`load_checkpoint`.
+    """
+    return model_of(load_checkpoint(path))
+
+
+def get_rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The state of the global generators that dropout and stochastic depth draw from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

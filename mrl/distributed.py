@@ -1,0 +1,83 @@
+"""Processes that train together, under ``torchrun``; one process alone needs no set-up."""
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among those that train together."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device called ``name``; "auto" is this rank's GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: for a device that this machine or PyTorch does not have.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device={name} cannot be used here: {str(error).splitlines()[0]}"
+        ) from None
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def process_group(device_name: str) -> Iterator[tuple[Ranks, torch.device]]:
+    """Join the processes that torchrun started, if it did: nccl on GPUs, gloo on CPUs."""
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    ranks = Ranks(int(os.environ.get("RANK", 0)), world_size, int(os.environ.get("LOCAL_RANK", 0)))
+    device = pick_device(device_name, ranks.local_rank)
+    if world_size == 1:
+        yield ranks, device
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    try:
+        yield ranks, device
+        # gloo's threads sometimes abort a process that exits while peers still talk to it; collect
+        # what holds them (DDP's reducer), and leave together.
+        gc.collect()
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum over ranks, in place; nothing to do for one process."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gather_objects(value: object) -> list[object]:
+    """``value`` of every rank, in rank order, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    gathered: list[object] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered

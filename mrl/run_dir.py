@@ -1,0 +1,65 @@
+"""The folder of a run: opened fresh, continued, or refused."""
+
+from pathlib import Path
+from typing import Any
+
+from mrl.checkpoint import CHECKPOINT_NAME, config_of, load_checkpoint
+from mrl.config import ConfigError, TrainConfig, differences
+
+# Keys that may change when a run is continued: they say where it runs and how it is watched.
+_FREE_KEYS = (
+    "resume",
+    "run_dir",
+    "device",
+    "tracking.",
+    "data.root",
+    "data.workers",
+    "data.download",
+)
+
+
+def open_run_dir(cfg: TrainConfig) -> dict[str, Any] | None:
+    """The checkpoint to continue from, or None to begin; another run's folder is left as it is.
+
+    Raises:
+        ConfigError: if the folder holds a run and ``resume`` is false, a run with another config,
+            or files that are no run; or if it cannot be written to.
+    """
+    run_dir = Path(cfg.run_dir)
+    present = _contents(run_dir)
+    if "config.yaml" not in present and CHECKPOINT_NAME not in present:
+        if present:
+            raise ConfigError(
+                f"run_dir={run_dir} is not empty and holds no run ({', '.join(present[:5])}): "
+                "choose another"
+            )
+        return None
+    if not cfg.resume:
+        raise ConfigError(
+            f"run_dir={run_dir} holds a run already: resume=true goes on with it, "
+            "run_dir=... starts another elsewhere"
+        )
+    if CHECKPOINT_NAME not in present:
+        return None  # it was interrupted before its first checkpoint
+    state = load_checkpoint(run_dir)
+    changed = [
+        line for line in differences(config_of(state), cfg) if not line.startswith(_FREE_KEYS)
+    ]
+    if changed:
+        raise ConfigError(
+            f"run_dir={run_dir} holds a run with another config: {'; '.join(changed)}. "
+            "Give the same values to go on with it, or another run_dir"
+        )
+    return state
+
+
+def _contents(run_dir: Path) -> list[str]:
+    """Names in the folder, which is made if need be and tried for writing."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        probe = run_dir / ".write-probe"
+        probe.touch()
+        probe.unlink(missing_ok=True)  # another rank may have been quicker
+        return sorted(path.name for path in run_dir.iterdir() if path != probe)
+    except OSError as error:
+        raise ConfigError(f"cannot write to run_dir={run_dir}: {error.strerror}") from error

@@ -1,0 +1,175 @@
+"""The record of a run: metrics.jsonl, config.yaml and env.json; dashboards only mirror it.
+
+Metric names sort by width in a dashboard: ``val/top1/d0008``.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
+
+import torch
+
+from mrl.checkpoint import write_atomically
+
+if TYPE_CHECKING:
+    from mrl.config import TrainConfig
+
+
+def per_granularity(name: str, values: Mapping[int, float]) -> dict[str, float]:
+    """``{"val/top1/d0008": value, ...}``."""
+    return {f"{name}/d{m:04d}": float(value) for m, value in values.items()}
+
+
+def git_commit(folder: Path = Path(__file__).parent) -> str:
+    """The commit of this code, with "-dirty" if the code or its configs were changed since."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # installed: another repository's
+        code = [":/mrl", ":/configs", ":/train.py", ":/eval.py"]
+        dirty = git("status", "--porcelain", "--untracked-files=no", "--", *code)
+        return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def environment(device: torch.device, precision: str, world_size: int) -> dict[str, Any]:
+    """What a number depends on besides the config."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "commit": git_commit(),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.platform(),
+        "device": gpu or platform.processor() or platform.machine(),
+        "precision": precision,
+        "world_size": world_size,
+        "threads": torch.get_num_threads(),
+    }
+
+
+class Mirror(Protocol):
+    """A dashboard that is shown the metrics."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+class _WandbMirror:
+    def __init__(
+        self, cfg: "TrainConfig", config: Mapping[str, Any], env: Mapping[str, Any]
+    ) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise ValueError("tracking=wandb needs the package: pip install wandb") from None
+        self.run = wandb.init(
+            project=cfg.tracking.project,
+            name=f"{cfg.name}-seed{cfg.seed}",
+            dir=cfg.run_dir,
+            mode=cast(Any, cfg.tracking.mode.name),
+            config={**config, "env": dict(env)},
+        )
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class _TensorboardMirror:
+    def __init__(self, cfg: "TrainConfig") -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ValueError(
+                "tracking=tensorboard needs the package: pip install tensorboard"
+            ) from None
+        self.writer = SummaryWriter(str(Path(cfg.run_dir) / "tensorboard"))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def _open_mirror(
+    cfg: "TrainConfig", config: Mapping[str, Any], env: Mapping[str, Any]
+) -> Mirror | None:
+    match cfg.tracking.name.name:
+        case "wandb":
+            return _WandbMirror(cfg, config, env)
+        case "tensorboard":
+            return _TensorboardMirror(cfg)
+    return None
+
+
+class RunWriter:
+    """Writes a run's record; to be used by rank 0 only, as a context manager.
+
+    Args:
+        config: the configuration as plain values, ``config_yaml`` the same as text.
+        step: that the run starts from; later lines of an interrupted run are dropped, since the
+            steps that they describe are about to be done again.
+    """
+
+    def __init__(
+        self,
+        cfg: "TrainConfig",
+        *,
+        config: Mapping[str, Any],
+        config_yaml: str,
+        env: Mapping[str, Any],
+        step: int,
+    ) -> None:
+        run_dir = Path(cfg.run_dir)
+        write_atomically(run_dir / "config.yaml", config_yaml.encode())
+        write_atomically(run_dir / "env.json", (json.dumps(env, indent=1) + "\n").encode())
+        self.path = run_dir / "metrics.jsonl"
+        _drop_lines_after(self.path, step)
+        self.file = self.path.open("a")
+        self.mirror = _open_mirror(cfg, config, env)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self.file.flush()
+        if self.mirror:
+            self.mirror.log(step, metrics)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.file.close()
+        if self.mirror:
+            self.mirror.close()
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue  # the line that a killed process did not finish
+    write_atomically(path, "".join(kept).encode())

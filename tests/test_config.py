@@ -1,0 +1,132 @@
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from mrl import config
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_under_its_own_name(compose_train, name):
+    cfg = compose_train(f"experiment={name}")
+    config.validate(cfg)
+    assert cfg.name == name
+    assert cfg.run_dir.startswith(f"outputs/{name}/")
+
+
+def test_every_option_is_chosen_by_a_default_or_an_experiment():
+    chosen = set()
+    for path in [CONFIGS / "train.yaml", *(CONFIGS / "experiment").glob("*.yaml")]:
+        for entry in yaml.safe_load(path.read_text()).get("defaults", []):
+            if isinstance(entry, dict):
+                chosen |= {(k.removeprefix("override ").strip("/"), v) for k, v in entry.items()}
+    groups = ("data", "backbone", "head", "optim")
+    options = {(g, path.stem) for g in groups for path in (CONFIGS / g).glob("*.yaml")}
+    assert options - chosen == {("data", "synthetic")}  # the tests' own
+
+
+def test_the_run_directory_follows_name_seed_and_width(compose_train):
+    assert compose_train("experiment=fashion_mnist_mrl", "seed=3").run_dir == (
+        "outputs/fashion_mnist_mrl/seed3"
+    )
+    ff = compose_train("experiment=fashion_mnist_ff", "head.granularities=[8]", "seed=1")
+    assert ff.run_dir == "outputs/fashion_mnist_ff/m8-seed1"
+
+
+@pytest.mark.parametrize(
+    "override", ["optim.epoch=3", "+optim.epoch=3", "+typo=1", "head.dims=[8]"]
+)
+def test_a_misspelt_key_is_refused_also_with_a_plus(compose_train, override):
+    key = override.lstrip("+").split("=")[0].split(".")[-1]
+    with pytest.raises(Exception, match=key):
+        compose_train(override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["optim.epochs=many", "head.granularities=[a]", "head.kind=other", "head.granularities=[2.5]"],
+)
+def test_a_value_of_another_type_is_refused(compose_train, override):
+    with pytest.raises(Exception, match=override.split("=")[0].split(".")[-1]):
+        compose_train(override)
+
+
+def test_a_missing_value_is_named():
+    config.register()
+    with (
+        initialize_config_dir(str(CONFIGS), version_base="1.3"),
+        pytest.raises(config.ConfigError, match="optim.epochs"),
+    ):
+        config.parse(compose("train", overrides=["optim.epochs=???"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.epochs=0", "optim.epochs must be at least 1, got 0"),
+        ("optim.batch_size=-1", "optim.batch_size must be at least 1, got -1"),
+        ("optim.base_lr=0", "optim.base_lr must be positive"),
+        ("optim.base_lr=nan", "optim.base_lr must be positive"),
+        ("optim.label_smoothing=1", r"optim.label_smoothing must lie in \[0, 1\)"),
+        ("optim.warmup_epochs=99", "optim.warmup_epochs must lie in"),
+        ("optim.clip_norm=0", "optim.clip_norm must be positive"),
+        ("optim.betas=[0.9]", "optim.betas must be two numbers"),
+        ("data.holdout=-1", "data.holdout must be at least 0, got -1"),
+        ("seed=-1", "seed must be at least 0"),
+        ("tracking.log_every=0", "tracking.log_every"),
+    ],
+)
+def test_values_that_cannot_be_are_named(compose_train, override, message):
+    with pytest.raises(config.ConfigError, match=message):
+        config.validate(compose_train(override))
+
+
+def test_every_fault_is_named_at_once(compose_train):
+    with pytest.raises(
+        config.ConfigError, match=r"optim\.epochs.*optim\.batch_size|batch_size.*epo"
+    ):
+        config.validate(compose_train("optim.epochs=0", "optim.batch_size=0"))
+
+
+@pytest.fixture(scope="module")
+def default(compose_train):
+    return compose_train()
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    widths=st.none() | st.lists(st.integers(1, 4096), min_size=1, max_size=9),
+    kind=st.sampled_from(config.HeadKind),
+    lr=st.floats(1e-6, 10.0),
+    resume=st.booleans(),
+)
+def test_a_config_survives_the_checkpoint(default, seed, widths, kind, lr, resume):
+    cfg = copy.deepcopy(default)
+    cfg.seed, cfg.resume = seed, resume
+    cfg.head.granularities, cfg.head.kind, cfg.optim.base_lr = widths, kind, lr
+    assert config.from_dict(config.to_dict(cfg)) == cfg
+    assert OmegaConf.create(config.to_yaml(cfg)) == config.to_dict(cfg)
+
+
+def test_a_stored_config_of_another_version_is_refused(compose_train):
+    stored = config.to_dict(compose_train())
+    stored["optim"]["beta"] = 1
+    with pytest.raises(config.ConfigError, match="beta"):
+        config.from_dict(stored)
+
+
+def test_differences_name_keys_and_values(compose_train):
+    old, new = compose_train(), compose_train("optim.epochs=7", "head=tied")
+    assert config.differences(old, new) == [
+        "head.kind: nested -> tied",
+        f"optim.epochs: {old.optim.epochs} -> 7",
+    ]
+    assert config.differences(old, old) == []

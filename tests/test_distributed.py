@@ -1,0 +1,74 @@
+"""Two processes under torchrun, joined by gloo, against one process on the same global batches."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mrl.checkpoint import load_checkpoint
+from mrl.distributed import pick_device
+
+ROOT = Path(__file__).parent.parent
+
+# A network whose norms look at one image at a time: batch norms would see half a batch each.
+OPTIONS = ["data=synthetic", "data.image_size=32", "data.num_images=80", "data.holdout=15"]
+OPTIONS += ["data.flip=true", "data.pad=2", "backbone=timm", "backbone.name=convnext_atto"]
+OPTIONS += ["head.granularities=[2,8,320]", "optim.epochs=2", "optim.batch_size=16"]
+OPTIONS += ["optim.warmup_epochs=0.5", "optim.precision=fp32", "tracking.log_every=1", "device=cpu"]
+
+
+def train(run_dir, *overrides, processes):
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*launcher, "train.py", *OPTIONS, *overrides, f"run_dir={run_dir}"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def metrics_of(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("overrides", [(), ("head.sampled=2",)], ids=["all", "sampled"])
+def test_two_ranks_equal_one_process(tmp_path, overrides):
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(one, *overrides, processes=1)
+    train(two, *overrides, processes=2)
+
+    a, b = load_checkpoint(one), load_checkpoint(two)
+    assert len(b["rng"]) == 2
+    assert a["model"].keys() == b["model"].keys()
+    for name in a["model"]:
+        assert torch.allclose(a["model"][name], b["model"][name], rtol=1e-3, atol=1e-4), name
+    first_a, first_b = metrics_of(one)[0], metrics_of(two)[0]
+    for name in first_a.keys() - {"steps_per_s"}:
+        assert first_a[name] == pytest.approx(first_b[name], rel=1e-5), name
+    assert len(metrics_of(one)) == len(metrics_of(two))
+
+
+def test_two_ranks_resume(tmp_path):
+    run = tmp_path / "run"
+    train(run, processes=2)
+    done = train(run, "resume=true", processes=2)
+    assert done.stdout.count("finished already") == 1  # rank 0 alone speaks
+
+
+def test_an_odd_batch_cannot_be_shared(tmp_path):
+    with pytest.raises(AssertionError, match="15 cannot be split evenly over 2"):
+        train(tmp_path / "run", "optim.batch_size=15", processes=2)
+
+
+def test_a_device_that_is_not_there():
+    with pytest.raises(ValueError, match="device=warp cannot be used here"):
+        pick_device("warp")
+    if not torch.cuda.is_available():
+        assert pick_device("auto").type == "cpu"
+        with pytest.raises(ValueError, match="device=cuda cannot be used here"):
+            pick_device("cuda")

@@ -1,0 +1,307 @@
+"""The training loop: records, resumption, refusals. CPU, synthetic images, seconds each."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mrl import train_loop
+from mrl.checkpoint import CheckpointError, load_checkpoint, load_model
+from mrl.config import ConfigError
+from mrl.distributed import Ranks
+from mrl.train_loop import NonFiniteError, fit
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+
+
+def train(cfg):
+    return fit(cfg, Ranks(), CPU)
+
+
+def metrics_of(cfg):
+    return [
+        json.loads(line) for line in Path(cfg.run_dir, "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+def stop_at(step, monkeypatch):
+    """Press Ctrl-C when ``step`` begins."""
+    rate = train_loop.learning_rate
+
+    def interrupting(at, **kwargs):
+        if at == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return rate(at, **kwargs)
+
+    monkeypatch.setattr(train_loop, "learning_rate", interrupting)
+
+
+def assert_same_state(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same_state(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        for x, y in zip(a, b, strict=True):
+            assert_same_state(x, y)
+    else:
+        assert a == b
+
+
+def test_a_run_records_everything(tiny_run):
+    cfg = tiny_run("tracking.log_every=2")
+    checkpoint = train(cfg)
+    assert sorted(p.name for p in checkpoint.parent.iterdir()) == [
+        "checkpoint.pt",
+        "config.yaml",
+        "env.json",
+        "metrics.jsonl",
+    ]
+    lines = metrics_of(cfg)
+    assert [line["step"] for line in lines] == [2, 4, 4, 6, 8, 8]
+    names = {"train/loss/d0002", "train/loss/d0004", "train/loss/d0016", "train/total", "lr"}
+    assert names <= lines[0].keys()
+    assert {"holdout/top1/d0002", "holdout/top1/d0016"} <= lines[2].keys()
+    parts = [lines[0][f"train/loss/d{m:04d}"] for m in (2, 4, 16)]
+    assert lines[0]["train/total"] == pytest.approx(sum(parts), rel=1e-5)
+    env = json.loads((checkpoint.parent / "env.json").read_text())
+    assert {"commit", "torch", "device", "precision", "world_size", "command"} <= env.keys()
+
+
+def test_training_learns(tiny_run):
+    cfg = tiny_run(
+        "optim.epochs=12", "data.num_images=256", "optim.batch_size=32", "data.holdout=64"
+    )
+    train(cfg)
+    last = metrics_of(cfg)[-1]
+    assert last["holdout/top1/d0016"] > 60  # chance: 10
+
+
+@pytest.mark.parametrize("head", ["nested", "tied"])
+@pytest.mark.parametrize(
+    "step", [2, 3, 4]
+)  # within an epoch, at its last step, at the next's first
+def test_stop_and_resume_equals_a_straight_run_bit_for_bit(
+    tiny_run, tmp_path, monkeypatch, head, step
+):
+    straight = tiny_run(f"head={head}", f"run_dir={tmp_path}/straight", "tracking.log_every=1")
+    train(straight)
+    stopped = tiny_run(f"head={head}", "tracking.log_every=1")
+    with monkeypatch.context() as patch:
+        stop_at(step, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(stopped)
+    assert load_checkpoint(stopped.run_dir)["step"] == step + 1
+    torch.manual_seed(99)  # nothing may hang on the generator's state at the restart
+    train(dataclasses.replace(stopped, resume=True))
+
+    a, b = load_checkpoint(straight.run_dir), load_checkpoint(stopped.run_dir)
+    for key in ("step", "model", "optimizer", "rng"):
+        assert_same_state(a[key], b[key])
+    for x, y in zip(metrics_of(straight), metrics_of(stopped), strict=True):
+        x.pop("steps_per_s", None), y.pop("steps_per_s", None)
+        assert x == y
+
+
+def test_resuming_a_model_with_dropped_paths_equals_a_straight_run(
+    compose_train, tmp_path, monkeypatch
+):
+    """Stochastic depth draws from the global generator, whose state the checkpoint must hold."""
+    options = ["data=synthetic", "data.image_size=32", "data.num_images=40", "data.holdout=8"]
+    options += ["backbone=timm", "backbone.name=convnext_atto", "backbone.drop_path=0.5"]
+    options += ["optim=adamw", "optim.epochs=1", "optim.batch_size=8", "optim.warmup_epochs=0"]
+    options += ["optim.precision=fp32"]
+    straight = compose_train(*options, f"run_dir={tmp_path}/straight")
+    stopped = compose_train(*options, f"run_dir={tmp_path}/stopped")
+    train(straight)
+    with monkeypatch.context() as patch:
+        stop_at(1, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(stopped)
+    train(dataclasses.replace(stopped, resume=True))
+    assert_same_state(
+        load_checkpoint(straight.run_dir)["model"], load_checkpoint(stopped.run_dir)["model"]
+    )
+
+
+def test_a_finished_run_is_left_as_it_is(tiny_run, capsys):
+    cfg = tiny_run()
+    checkpoint = train(cfg)
+    before = checkpoint.read_bytes()
+    train(dataclasses.replace(cfg, resume=True))
+    assert checkpoint.read_bytes() == before
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_another_runs_directory_is_refused(tiny_run):
+    cfg = tiny_run()
+    checkpoint = train(cfg)
+    before = checkpoint.read_bytes()
+    with pytest.raises(ConfigError, match="holds a run already: resume=true"):
+        train(cfg)
+    with pytest.raises(ConfigError, match="another config: optim.base_lr: 0.4 -> 0.1"):
+        train(tiny_run("optim.base_lr=0.1", "resume=true"))
+    assert checkpoint.read_bytes() == before
+
+
+def test_a_directory_of_something_else_is_refused(tiny_run, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"holds no run \(thesis.tex\)"):
+        train(tiny_run("resume=true"))
+
+
+def test_a_directory_that_cannot_be_made_is_named(tiny_run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write to run_dir="):
+        train(tiny_run(f"run_dir={tmp_path}/file/run"))
+
+
+def test_a_directory_without_permission_is_named(tiny_run, monkeypatch):
+    def denied(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", denied)  # root, as which tests may run, may write anywhere
+    with pytest.raises(ConfigError, match="cannot write to run_dir=.*Permission denied"):
+        train(tiny_run())
+
+
+def poison(step, monkeypatch, value):
+    """Make the loss of ``step`` not finite."""
+    forward = train_loop.NestedObjective.forward
+    calls = iter(range(10**6))
+
+    def poisoned(self, images, labels, weights):
+        total, losses = forward(self, images, labels, weights)
+        return (total * value if next(calls) == step else total), losses
+
+    monkeypatch.setattr(train_loop.NestedObjective, "forward", poisoned)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
+    tiny_run, monkeypatch, value
+):
+    cfg = tiny_run()
+    poison(6, monkeypatch, value)
+    with pytest.raises(NonFiniteError, match=r"not finite at step 6.*last good state"):
+        train(cfg)
+    state = load_checkpoint(cfg.run_dir)
+    assert state["step"] == 4  # the first epoch's end
+    assert all(torch.isfinite(t).all() for t in state["model"].values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(tiny_run, monkeypatch):
+    """The last step's loss can be finite and its update not."""
+    cfg = tiny_run("optim.epochs=1")
+    monkeypatch.setattr(
+        train_loop, "learning_rate", lambda step, **_: float("inf") if step == 3 else 0.01
+    )
+    with pytest.raises(
+        NonFiniteError, match=r"a weight is not finite at step 3.*nothing was saved"
+    ):
+        train(cfg)
+    assert not Path(cfg.run_dir, "checkpoint.pt").exists()
+
+
+def test_disk_full_while_saving_keeps_the_previous_checkpoint(tiny_run, monkeypatch):
+    cfg = tiny_run()
+    written = iter(range(10))
+    fsync = os.fsync
+
+    def full_at_the_second_checkpoint(handle):
+        # config.yaml, env.json, and a checkpoint after each epoch are flushed
+        if next(written) == 3:
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", full_at_the_second_checkpoint)
+    with pytest.raises(CheckpointError, match=r"No space left.*before it is intact"):
+        train(cfg)
+    assert load_checkpoint(cfg.run_dir)["step"] == 4
+    assert not [p for p in Path(cfg.run_dir).iterdir() if p.name.startswith(".")]
+    monkeypatch.undo()
+    train(dataclasses.replace(cfg, resume=True))
+    assert load_checkpoint(cfg.run_dir)["step"] == 8
+
+
+@pytest.mark.parametrize("overrides", [("head.sampled=2",), ("head.weights=[0,1,2]",)])
+def test_sampled_and_weighted_granularities_train(tiny_run, overrides):
+    cfg = tiny_run(*overrides)
+    assert load_model(train(cfg)).granularities == [2, 4, 16]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("head.granularities=[2,32]", "head.granularities: granularity 32 exceeds .* 16"),
+        ("head.granularities=[0,2]", "head.granularities: .*positive"),
+        ("head.granularities=[4,2]", "strictly increasing"),
+        ("head.granularities=[]", "head.granularities: .*empty"),
+        ("head.weights=[1,1]", "2 loss weights"),
+        ("head.sampled=9", r"2\.\.3, got 9"),
+        ("optim.batch_size=64", "64"),
+        ("data.holdout=48", "48"),
+        ("device=warp", "device=warp"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_the_first_step(tiny_run, override, message):
+    from mrl.distributed import pick_device
+
+    cfg = tiny_run(override)
+    with pytest.raises(ValueError, match=message):
+        fit(cfg, Ranks(), pick_device(cfg.device))
+    assert not Path(cfg.run_dir, "metrics.jsonl").exists()
+
+
+def run_train(*overrides, **kwargs):
+    return subprocess.run(
+        [sys.executable, "train.py", *overrides], cwd=ROOT, capture_output=True, text=True, **kwargs
+    )
+
+
+TINY = ["data=synthetic", "backbone.widths=[8,16]", "backbone.blocks=[1,1]"]
+TINY += ["head.granularities=[2,16]", "optim.batch_size=16"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.epoch=3", "epoch"),
+        ("+optim.epoch=3", "epoch"),
+        ("head.granularities=[2,99]", "error: head.granularities: granularity 99 exceeds"),
+        ("backbone.name=resnet81", "error: backbone.widths"),
+        ("optim.epochs=0", "error: optim.epochs must be at least 1, got 0"),
+    ],
+)
+def test_the_command_explains_what_is_wrong(tmp_path, override, message):
+    done = run_train(*TINY, override, f"run_dir={tmp_path}/run")
+    assert done.returncode != 0
+    assert message in done.stderr
+    if not override.endswith("epoch=3"):  # Hydra words those itself
+        assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_leaves_a_resumable_state(tmp_path):
+    command = [sys.executable, "train.py", *TINY, "optim.epochs=9999", f"run_dir={tmp_path}/run"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "resume=true goes on" in stderr
+    assert load_checkpoint(tmp_path / "run")["step"] > 0

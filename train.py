@@ -1,0 +1,33 @@
+"""Train one model: ``python train.py experiment=fashion_mnist_mrl``; also under torchrun."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from mrl import config
+from mrl.checkpoint import CheckpointError
+from mrl.distributed import process_group
+
+config.register()
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(composed: DictConfig) -> None:
+    from mrl.train_loop import NonFiniteError, fit  # torch and timm load once the config is sound
+
+    try:
+        cfg = config.parse(composed)
+        config.validate(cfg)
+        with process_group(cfg.device) as (ranks, device):
+            checkpoint = fit(cfg, ranks, device)
+            if ranks.is_main:
+                print(f"checkpoint: {checkpoint}\nnext: python eval.py run={cfg.run_dir}")
+    except (ValueError, CheckpointError, NonFiniteError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command with resume=true goes on")
+
+
+if __name__ == "__main__":
+    main()
