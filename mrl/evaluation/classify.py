@@ -1,0 +1,36 @@
+"""Linear classification: the trained heads on the judged split.
+
+Shapes: N images, D embedding width, C classes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mrl.evaluation.contract import Features, Head, Score, per_cent
+
+if TYPE_CHECKING:
+    from mrl.config import ClassifyConfig
+
+_CHUNK = 4096  # images; bounds the memory that the logits take
+
+
+def run(bank: None, queries: Features, head: Head, cfg: "ClassifyConfig") -> Iterator[Score]:
+    """``top1`` of the head at every granularity; ``bank`` is not read."""
+    for m, value in top1(head, queries).items():
+        yield Score("top1", m, value, len(queries))
+
+
+@torch.inference_mode()
+def top1(
+    logits_of: Callable[[Tensor], Mapping[int, Tensor]], features: Features
+) -> dict[int, float]:
+    """Per cent right at each width, where ``logits_of(z (N, D))`` is ``{m: logits (N, C)}``."""
+    correct: dict[int, list[Tensor]] = {}
+    pairs = zip(features.z.split(_CHUNK), features.labels.split(_CHUNK), strict=True)
+    for z_ND, labels_N in pairs:
+        for m, logits_NC in logits_of(z_ND).items():
+            correct.setdefault(m, []).append(logits_NC.argmax(1) == labels_N)
+    return {m: per_cent(torch.cat(parts)) for m, parts in correct.items()}
