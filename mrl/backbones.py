@@ -16,6 +16,7 @@ SMALL_RESNET = "resnet_small"
 # PyTorch on CPUs with AVX2 (seen in 2.14 and 2.15) writes out of bounds in the backward pass of a
 # strided 1x1 convolution from fewer than 8 channels in channels_last; the process may crash.
 MIN_WIDTH = 8
+STEM_WIDTH = 16  # channels of resnet_small at full resolution
 
 
 class _Block(nn.Module):
@@ -41,8 +42,9 @@ class _Block(nn.Module):
 class SmallResNet(nn.Module):
     """A ResNet for images of 28 to 64 pixels that a laptop's CPU trains in minutes.
 
-    The stem halves the resolution at once (4x4 convolution, stride 2): at 28 px most of the
-    arithmetic would otherwise go into the first stage.  Each stage after the first halves it again.
+    The stem looks at all pixels with few channels (3x3 convolution), then halves the resolution
+    (4x4, stride 2): at 28 px most of the arithmetic would otherwise go into the first stage.  Each
+    stage after the first halves it again.
 
     Args:
         in_channels: of the images.
@@ -60,7 +62,10 @@ class SmallResNet(nn.Module):
         if min(widths) < MIN_WIDTH:
             raise ValueError(f"backbone.widths must be at least {MIN_WIDTH}, got {list(widths)}")
         layers: list[nn.Module] = [
-            nn.Conv2d(in_channels, widths[0], 4, 2, 1, bias=False),
+            nn.Conv2d(in_channels, STEM_WIDTH, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(STEM_WIDTH),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(STEM_WIDTH, widths[0], 4, 2, 1, bias=False),
             nn.BatchNorm2d(widths[0]),
             nn.ReLU(inplace=True),
         ]

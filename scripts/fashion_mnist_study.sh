@@ -13,7 +13,7 @@ case "${1:-}" in
 "")
     name=fashion_mnist
     widths=2,4,8,16,32,64,128
-    recipe="backbone.widths=[32,64,128] optim.epochs=20"
+    recipe="backbone.widths=[32,64,128] optim.epochs=14"
     ;;
 small)
     name=fashion_mnist_small

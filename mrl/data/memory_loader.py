@@ -30,6 +30,9 @@ class MemoryLoader:
         self.images_NCHW, self.labels_N = dataset.images, dataset.labels
         self.plan, self.flip, self.pad = plan, flip, pad
         self.mean, self.std = mean, std
+        # Each image is mirrored in every other epoch, from a random side on: seen both ways in two
+        # epochs, where independent draws would show a half of them one way twice (Jordan 2024).
+        self.first_flips_N = flip & (torch.rand(len(dataset), generator=generator(plan.seed)) < 0.5)
 
     @property
     def steps(self) -> int:
@@ -39,24 +42,20 @@ class MemoryLoader:
         for step, indices in self.plan.indices(epoch, start):
             images_NCHW = self.images_NCHW[indices]
             if self.plan.train:
+                flips_N = self.first_flips_N[indices] ^ (self.flip and epoch % 2 == 1)
                 # Drawn for the global batch and then cut, so that ranks see what one process sees.
-                flips, shifts = draw_augmentation(
+                shifts = draw_shifts(
                     self.plan.batch_size,
-                    flip=self.flip,
-                    pad=self.pad,
-                    generator=generator(self.plan.seed, epoch, step),
-                )
-                part = self.plan.part
-                images_NCHW = augment(images_NCHW, flips[part], shifts[part], pad=self.pad)
+                    self.pad,
+                    generator(self.plan.seed, epoch, step),
+                )[self.plan.part]
+                images_NCHW = augment(images_NCHW, flips_N, shifts, pad=self.pad)
             yield normalise(images_NCHW, self.mean, self.std), self.labels_N[indices]
 
 
-def draw_augmentation(
-    count: int, *, flip: bool, pad: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """(flips bool (N,), shifts int64 (N, 2) down and right, each in -pad..pad)."""
-    flips = (torch.rand(count, generator=generator) < 0.5) & flip
-    return flips, torch.randint(-pad, pad + 1, (count, 2), generator=generator)
+def draw_shifts(count: int, pad: int, generator: torch.Generator) -> Tensor:
+    """int64 (N, 2): how far to move each image down and right, each in -pad..pad pixels."""
+    return torch.randint(-pad, pad + 1, (count, 2), generator=generator)
 
 
 def augment(images_NCHW: Tensor, flips_N: Tensor, shifts_N2: Tensor, *, pad: int) -> Tensor:

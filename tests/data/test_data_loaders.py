@@ -191,6 +191,29 @@ def test_memory_loader_flips_and_shifts_as_told(data_config: MakeConfig) -> None
     assert share_unchanged(flip=False, pad=3) < 0.15  # 1 in 49 is not moved
 
 
+def test_two_epochs_show_each_image_both_ways_round(data_config: MakeConfig) -> None:
+    splits = load_splits(data_config(num_classes=2, num_images=64, holdout=0))
+    loader = build_loader(
+        splits.train,
+        cfg=data_config(flip=True),
+        mean=(0,) * 3,
+        std=(1,) * 3,
+        batch_size=16,
+        train=True,
+        seed=0,
+    )
+    seen = [
+        (image * 255).round().to(torch.uint8).numpy().tobytes()
+        for epoch in (2, 3)
+        for images, _ in loader.batches(epoch)
+        for image in images
+    ]
+    images = splits.train.images
+    assert isinstance(images, torch.Tensor)
+    both = [image.numpy().tobytes() for image in [*images, *images.flip(3).contiguous()]]
+    assert sorted(seen) == sorted(both)
+
+
 def test_normalise() -> None:
     images = torch.tensor([0, 255], dtype=torch.uint8).view(1, 2, 1, 1)
     out = normalise(images, mean=(0.25, 0.5), std=(0.5, 0.25))
