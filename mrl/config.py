@@ -20,10 +20,12 @@ DatasetName = Enum(
 )
 HeadKind = Enum("HeadKind", ["nested", "tied"])
 Spacing = Enum("Spacing", ["log", "uniform"])
+LoaderName = Enum("LoaderName", ["torch", "ffcv"])
+OnCorrupt = Enum("OnCorrupt", ["fatal", "skip"])
 Stem = Enum("Stem", ["imagenet", "small"])
 OptimizerName = Enum("OptimizerName", ["sgd", "adamw"])
 Schedule = Enum("Schedule", ["linear", "cosine", "constant"])
-Precision = Enum("Precision", ["auto", "fp32", "bf16"])
+Precision = Enum("Precision", ["auto", "fp32", "bf16", "fp16"])
 WandbMode = Enum("WandbMode", ["online", "offline", "disabled"])
 TrackingName = Enum("TrackingName", ["none", "wandb", "tensorboard"])
 Split = Enum("Split", ["holdout", "test"])
@@ -41,7 +43,15 @@ class DataConfig:
     holdout: int = MISSING  # images of train held out for choosing; never trained on
     flip: bool = MISSING  # mirror left-right with probability 1/2
     pad: int = 0  # random shift by up to this many pixels (data sets kept in memory)
-    workers: int = 0  # loader processes of each rank (imagefolder)
+    workers: int = 0  # loader processes (ffcv: threads) of each rank (imagefolder)
+    loader: LoaderName = LoaderName.torch  # ffcv reads ROOT/train.beton and ROOT/val.beton
+    on_corrupt: OnCorrupt = OnCorrupt.fatal  # what to do with an image that cannot be decoded
+    train_sizes: list[int] | None = None  # progressive resizing: pixels at the start and the end
+    ramp_epochs: list[int] | None = None  # the epochs between which train_sizes are gone through
+    classes: str | None = None  # text file: folders to use as classes, one a line (imagefolder)
+    rand_augment: str | None = None  # timm's notation, such as rand-m9-mstd0.5-inc1 (imagefolder)
+    os_cache: bool = True  # ffcv: whole file in the page cache; false: read as needed
+    quasi_random: bool = False  # ffcv: order for files larger than memory (one process only)
     download: bool = True  # fetch missing files; false: fail instead
     num_classes: int | None = None  # synthetic only
     num_images: int | None = None  # synthetic only: size of train
@@ -54,7 +64,10 @@ class BackboneConfig:
     blocks: list[int] | None = None  # resnet_small: residual blocks in each stage
     stem: Stem = Stem.imagenet  # small: timm's first downsamplings removed, for 28-64 px images
     pretrained: bool = False
+    init: str | None = None  # checkpoint or run directory whose backbone to start from
+    trainable: list[str] | None = None  # modules that are trained, such as layer4.2; null: all
     drop_path: float = 0.0  # stochastic depth (timm models that have it)
+    blur_pool: bool = False  # low-pass filter in front of strided convolutions (Zhang 2019)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -65,9 +78,7 @@ class HeadConfig:
     smallest: int = 8  # where log and uniform spacing start
     count: int = 8  # number of widths of uniform spacing
     weights: list[float] | None = None  # c_m; null: 1 each, the paper's sum
-    sampled: int | None = (
-        None  # granularities trained per step, the full width always in; null: all
-    )
+    sampled: int | None = None  # granularities trained per step, with the widest; null: all
     bias: bool = True
 
 
@@ -77,13 +88,18 @@ class OptimConfig:
     epochs: int = MISSING
     batch_size: int = MISSING  # global: over all ranks
     base_lr: float = MISSING  # per 256 images: lr = base_lr * batch_size / 256
-    momentum: float = 0.9  # sgd, Nesterov
+    momentum: float = 0.9  # sgd
+    nesterov: bool = True  # sgd
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # adamw
     weight_decay: float = MISSING  # not on norms' parameters and biases
     label_smoothing: float = 0.0
     schedule: Schedule = MISSING
     warmup_epochs: float = 0.0  # linear from 0 to lr; linear and cosine then fall to 0
     clip_norm: float | None = None  # largest gradient norm
+    accumulate: int = 1  # parts that each rank works its batch through in, to need less memory
+    ema: float | None = None  # decay per step of the weights' running average, which is evaluated
+    mixup: float = 0.0  # alpha: blend pairs of images and their labels (Zhang et al. 2018)
+    cutmix: float = 0.0  # alpha: paste a box of another image (Yun et al. 2019)
     precision: Precision = Precision.auto  # auto: bf16 where the hardware computes in it
 
 
@@ -96,16 +112,28 @@ class TrackingConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class SaveConfig:
+    every: int | None = None  # steps between checkpoints; null: at the end of each epoch only
+    keep: int = 1  # newest checkpoints kept
+    best: bool = False  # also the one with the best held-out top-1 at the largest granularity
+
+
+@dataclass(kw_only=True, slots=True)
 class TrainConfig:
     name: str = MISSING  # of the experiment
     run_dir: str = MISSING
     seed: int = 0
     resume: bool = False  # go on with the run in run_dir, if there is one
+    force: bool = False  # go on with it although the config differs
     device: str = "auto"  # auto: a GPU if there is one
+    compile: bool = False  # torch.compile
+    fsdp: bool = False  # shard weights and optimizer over the ranks, for large transformers
+    sync_bn: bool = False  # batch norms take their statistics over all ranks (GPUs)
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
@@ -134,13 +162,27 @@ class EvalsConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class QueriesConfig:
+    """Images to judge that come as ROOT/CLASS/IMAGES, such as the robustness sets of ImageNet."""
+
+    name: str = MISSING  # as the rows call the data set
+    root: str = MISSING
+    classes_map: str | None = None  # JSON file: folder name -> names of the classes that it means
+
+
+@dataclass(kw_only=True, slots=True)
 class EvalConfig:
-    run: Any = MISSING  # a run directory, or a list of them
+    run: Any = None  # a run directory, or a list of them
     # OmegaConf has no `str | list[str]`: run_dirs() checks the type.
+    ckpt: str | None = None  # instead of run: a checkpoint, of ours or the authors'
+    out: str | None = None  # with ckpt: the folder of its rows and embeddings
     split: Split = Split.test
-    batch_size: int = 500  # images encoded at once; no result depends on it
+    batch_size: int = 500  # images that each process encodes at once; no result depends on it
     device: str = "auto"
     data_root: str | None = None  # null: the folder that the run was trained from
+    # parse() makes None of the next two where they have no name; Hydra cannot set keys inside None.
+    data: DataConfig | None = field(default_factory=DataConfig)  # None: that of the checkpoint
+    queries: QueriesConfig | None = field(default_factory=QueriesConfig)  # None: data's split
     evals: EvalsConfig = field(default_factory=EvalsConfig)
 
 
@@ -159,6 +201,9 @@ def parse(composed: DictConfig | ListConfig) -> Any:
             value of another type, or a value that no YAML file and no override gave.
     """
     try:
+        if OmegaConf.get_type(composed) is EvalConfig:
+            _drop_unnamed(composed, "data", DataConfig)
+            _drop_unnamed(composed, "queries", QueriesConfig)
         missing = OmegaConf.missing_keys(composed)
         if missing:
             raise ConfigError(f"no value for {', '.join(sorted(missing))}: give one, as key=value")
@@ -167,18 +212,16 @@ def parse(composed: DictConfig | ListConfig) -> Any:
         raise ConfigError(f"unusable configuration: {error}") from error
 
 
-def run_dirs(cfg: EvalConfig) -> list[str]:
-    """The run directories to evaluate.
-
-    Raises:
-        ConfigError: if ``run`` is no path and no list of paths, or batch_size is below 1.
-    """
-    runs = [cfg.run] if isinstance(cfg.run, str) else cfg.run
-    if not isinstance(runs, list) or not runs or not all(isinstance(run, str) for run in runs):
-        raise ConfigError(f"run must be a run directory or a list of them, got {cfg.run!r}")
-    if cfg.batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, got {cfg.batch_size}")
-    return runs
+def _drop_unnamed(composed: Any, section: str, schema: type) -> None:
+    """Set a section to None that nobody chose; refuse one that was given keys but no name."""
+    if not OmegaConf.is_missing(composed[section], "name"):
+        return
+    if composed[section] != OmegaConf.structured(schema):
+        raise ConfigError(
+            f"{section} has keys but no name: choose one of configs/{section}, as {section}=NAME"
+            + (" (data_root=FOLDER says where the run's own data are)" * (section == "data"))
+        )
+    composed[section] = None
 
 
 def to_dict(cfg: TrainConfig | EvalConfig) -> dict[str, Any]:
@@ -222,44 +265,3 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
             )
         ]
     return [] if old == new else [f"{key}: {_plain(old)} -> {_plain(new)}"]
-
-
-def validate(cfg: TrainConfig) -> None:
-    """Rules over single values and between keys, before any work.
-
-    Raises:
-        ConfigError: naming every key at fault, its value and what it should be.
-    """
-    optim, data = cfg.optim, cfg.data
-    at_least = [
-        ("seed", cfg.seed, 0),
-        ("data.image_size", data.image_size, 1),
-        ("data.pad", data.pad, 0),
-        ("data.workers", data.workers, 0),
-        ("data.holdout", data.holdout, 0),
-        ("optim.epochs", optim.epochs, 1),
-        ("optim.batch_size", optim.batch_size, 1),
-        ("optim.weight_decay", optim.weight_decay, 0),
-        ("tracking.log_every", cfg.tracking.log_every, 1),
-    ]
-    fractions = [
-        ("optim.momentum", optim.momentum),
-        ("optim.label_smoothing", optim.label_smoothing),
-        ("backbone.drop_path", cfg.backbone.drop_path),
-        *((f"optim.betas[{i}]", beta) for i, beta in enumerate(optim.betas)),
-    ]
-    broken = [f"{key} must be at least {low}, got {x}" for key, x, low in at_least if not x >= low]
-    broken += [f"{key} must lie in [0, 1), got {x}" for key, x in fractions if not 0 <= x < 1]
-    if not 0 < optim.base_lr < float("inf"):
-        broken.append(f"optim.base_lr must be positive and finite, got {optim.base_lr}")
-    if not 0 <= optim.warmup_epochs < optim.epochs:
-        broken.append(
-            f"optim.warmup_epochs must lie in [0, optim.epochs={optim.epochs}), "
-            f"got {optim.warmup_epochs}"
-        )
-    if optim.clip_norm is not None and not optim.clip_norm > 0:
-        broken.append(f"optim.clip_norm must be positive or null, got {optim.clip_norm}")
-    if len(optim.betas) != 2:
-        broken.append(f"optim.betas must be two numbers, got {optim.betas}")
-    if broken:
-        raise ConfigError("; ".join(broken))

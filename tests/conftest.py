@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -13,6 +14,9 @@ from mrl import config
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 torch.set_num_threads(1)
+# The time of one example says more about the machine's other work than about the code.
+hypothesis.settings.register_profile("mrl", deadline=None)
+hypothesis.settings.load_profile("mrl")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from mrl import config
+from mrl.config_rules import validate
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
@@ -17,7 +18,7 @@ EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes_under_its_own_name(compose_train, name):
     cfg = compose_train(f"experiment={name}")
-    config.validate(cfg)
+    validate(cfg)
     assert cfg.name == name
     assert cfg.run_dir.startswith(f"outputs/{name}/")
 
@@ -86,14 +87,14 @@ def test_a_missing_value_is_named():
 )
 def test_values_that_cannot_be_are_named(compose_train, override, message):
     with pytest.raises(config.ConfigError, match=message):
-        config.validate(compose_train(override))
+        validate(compose_train(override))
 
 
 def test_every_fault_is_named_at_once(compose_train):
     with pytest.raises(
         config.ConfigError, match=r"optim\.epochs.*optim\.batch_size|batch_size.*epo"
     ):
-        config.validate(compose_train("optim.epochs=0", "optim.batch_size=0"))
+        validate(compose_train("optim.epochs=0", "optim.batch_size=0"))
 
 
 @pytest.fixture(scope="module")

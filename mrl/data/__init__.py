@@ -6,14 +6,17 @@ A batch is ``(images, labels)``: float32 (N, C, H, W), normalised, and int64 (N,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from mrl.data.batches import BatchPlan
 from mrl.data.datasets import ImageDataset, Splits, load_splits
 from mrl.data.errors import DataError
+from mrl.data.ffcv_loader import FFCVLoader
 from mrl.data.memory_loader import MemoryLoader
+from mrl.data.progressive import train_size
 from mrl.data.torch_loader import FileLoader
 
 if TYPE_CHECKING:  # mrl.config needs Hydra; loading data does not
@@ -55,7 +58,8 @@ def build_loader(
             ranks' numbers of steps may differ.
 
     Raises:
-        DataError: if there are too few images for one batch, or a batch cannot be split evenly.
+        DataError: if there are too few images for one batch, a batch cannot be split evenly, or
+            the loader asked for is not installed.
     """
     plan = BatchPlan(
         num_images=len(dataset),
@@ -67,12 +71,35 @@ def build_loader(
     )
     if isinstance(dataset.images, Tensor):
         return MemoryLoader(dataset, plan, mean=mean, std=std, flip=cfg.flip, pad=cfg.pad)
+    sizes: dict[str, Any] = {
+        "image_size": cfg.image_size,
+        "size_at": partial(
+            train_size,
+            image_size=cfg.image_size,
+            train_sizes=cfg.train_sizes,
+            ramp_epochs=cfg.ramp_epochs,
+        ),
+    }
+    if dataset.beton is not None:
+        return FFCVLoader(
+            dataset,
+            plan,
+            mean=mean,
+            std=std,
+            **sizes,
+            flip=cfg.flip,
+            threads=cfg.workers,
+            os_cache=cfg.os_cache,
+            quasi_random=cfg.quasi_random,
+        )
     return FileLoader(
         dataset,
         plan,
         mean=mean,
         std=std,
-        image_size=cfg.image_size,
+        **sizes,
         flip=cfg.flip,
         workers=cfg.workers,
+        skip_corrupt=cfg.on_corrupt.name == "skip",
+        policy=cfg.rand_augment,
     )

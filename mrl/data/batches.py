@@ -14,12 +14,16 @@ from torch import Tensor
 from mrl.data.errors import DataError
 
 
-def generator(*key: int) -> torch.Generator:
-    """Random numbers that are a function of the key, such as (seed, epoch, step), alone."""
+def mix(*key: int) -> int:
+    """64 bits that are a function of the key, such as (seed, epoch, step), alone."""
     # SeedSequence mixes the key, so that neighbouring seeds and epochs give unrelated streams. It
     # pads with zeros: without the length, (1, 2) and (1, 2, 0) would be one key.
-    state = np.random.SeedSequence([len(key), *key]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state) >> 1)  # to fit in a signed 64-bit integer
+    return int(np.random.SeedSequence([len(key), *key]).generate_state(1, np.uint64)[0])
+
+
+def generator(*key: int) -> torch.Generator:
+    """Random numbers that are a function of the key alone."""
+    return torch.Generator().manual_seed(mix(*key) >> 1)  # to fit in a signed 64-bit integer
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

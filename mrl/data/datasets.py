@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from mrl.data import fashion_mnist, image_folder, synthetic
 from mrl.data.batches import generator
+from mrl.data.beton import Beton, read_beton
+from mrl.data.checks import check
 from mrl.data.errors import DataError
 
 if TYPE_CHECKING:  # mrl.config needs Hydra; training data does not
@@ -27,15 +29,17 @@ RESIZE_CHUNK = 2048  # images; bounds the float copy that resizing makes
 
 @dataclass(kw_only=True, slots=True)
 class ImageDataset:
-    """Labelled images: pixels in memory, or paths to files that are decoded when needed.
+    """Labelled images: pixels in memory, or places of images that are decoded when needed.
 
     Raises:
         DataError: if a label lies outside 0..C-1, with its value and index.
     """
 
-    images: Tensor | np.ndarray  # uint8 (N, C, H, W), or encoded paths (N,), see image_folder
+    # uint8 (N, C, H, W), encoded paths (N,), see image_folder, or int64 (N,) numbers in `beton`
+    images: Tensor | np.ndarray
     labels: Tensor  # int64 (N,)
     classes: list[str]
+    beton: Beton | None = None
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
@@ -54,9 +58,7 @@ class ImageDataset:
     def subset(self, indices: Tensor) -> ImageDataset:
         """The images at ``indices``, copied, in that order."""
         by = indices if isinstance(self.images, Tensor) else indices.numpy()
-        return ImageDataset(
-            images=self.images[by], labels=self.labels[indices], classes=self.classes
-        )
+        return replace(self, images=self.images[by], labels=self.labels[indices])
 
 
 @dataclass(kw_only=True, slots=True)
@@ -91,7 +93,7 @@ def load_splits(cfg: DataConfig) -> Splits:
         DataError: for files that cannot be found, fetched or used, and for unusable values.
     """
     source = SOURCES[cfg.name.name]
-    _check(cfg)
+    check(cfg)
     whole, test = source.load(cfg)
     train, holdout = hold_out(whole, cfg.holdout)
     return Splits(
@@ -127,15 +129,6 @@ def resize(images: Tensor, size: int) -> Tensor:
             for chunk in images.split(RESIZE_CHUNK)
         ]
     )
-
-
-def _check(cfg: DataConfig) -> None:
-    """Refuse keys that this data set would ignore."""
-    name = cfg.name.name
-    if name != "synthetic" and (cfg.num_classes is not None or cfg.num_images is not None):
-        raise DataError(f"data.num_classes and data.num_images are for synthetic data, not {name}")
-    if name == "imagefolder" and cfg.pad:
-        raise DataError(f"data.pad={cfg.pad} has no effect on imagefolder, which is cropped: use 0")
 
 
 def _root(cfg: DataConfig) -> Path:
@@ -175,11 +168,40 @@ def _cifar_split(kind: str, cfg: DataConfig, *, train: bool) -> ImageDataset:
 
 
 def _image_folder(cfg: DataConfig) -> tuple[ImageDataset, ImageDataset]:
+    classes = None if cfg.classes is None else Path(cfg.classes)
+    if cfg.loader.name == "ffcv":
+        return _beton_splits(_root(cfg), classes)
     train, test = (
-        ImageDataset(images=paths, labels=labels, classes=classes)
-        for paths, labels, classes in image_folder.scan(_root(cfg))
+        ImageDataset(images=paths, labels=labels, classes=names)
+        for paths, labels, names in image_folder.scan(_root(cfg), classes)
     )
     return train, test
+
+
+def _beton_splits(root: Path, classes_file: Path | None) -> tuple[ImageDataset, ImageDataset]:
+    train, test = read_beton(root / "train.beton"), read_beton(root / "val.beton")
+    if train.classes != test.classes:
+        raise DataError(
+            f"{train.path} and {test.path} hold other classes ({len(train.classes)} and "
+            f"{len(test.classes)}, or in another order): make both with scripts/write_ffcv.py"
+        )
+    wanted = train.classes if classes_file is None else image_folder.read_classes(classes_file)
+    return _of_classes(train, wanted), _of_classes(test, wanted)
+
+
+def _of_classes(beton: Beton, wanted: list[str]) -> ImageDataset:
+    """The file's images of these classes, in the order of the file; labels count in ``wanted``."""
+    if missing := sorted({*wanted} - {*beton.classes}):
+        raise DataError(
+            f"data.classes lists {image_folder.some(missing)}, which {beton.path} does not hold"
+        )
+    label_of = np.full(len(beton.classes), -1)
+    label_of[[beton.classes.index(name) for name in wanted]] = np.arange(len(wanted))
+    labels = label_of[beton.samples["label"]]
+    (numbers,) = np.nonzero(labels >= 0)
+    return ImageDataset(
+        images=numbers, labels=torch.from_numpy(labels[numbers]), classes=wanted, beton=beton
+    )
 
 
 def _synthetic(cfg: DataConfig) -> tuple[ImageDataset, ImageDataset]:

@@ -1,6 +1,8 @@
 """One's own pictures: ``ROOT/train/CLASS/*`` and ``ROOT/test/CLASS/*`` (or ``val``)."""
 
 import os
+from collections import Counter
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -16,44 +18,80 @@ from mrl.data.errors import DataError
 Scanned = tuple[np.ndarray, Tensor, list[str]]  # encoded paths (N,), labels int64 (N,), classes
 
 
-def scan(root: Path) -> tuple[Scanned, Scanned]:
+class CorruptImageError(DataError):
+    """A file that is there and can be read, but not decoded in full."""
+
+
+def scan(root: Path, classes_file: Path | None = None) -> tuple[Scanned, Scanned]:
     """(train, test): the image files below each class folder, in alphabetical order.
 
     Test is ``test`` if that has class folders, and otherwise ``val`` (ImageNet's own test images,
     for example, have no labels).
 
+    Args:
+        classes_file: names of the class folders to use, one a line, in the order of their labels;
+            None: all, in alphabetical order.
+
     Raises:
         DataError: if a folder is missing or empty, or the classes of the two splits differ.
     """
-    train = _scan_split(_need(root / "train"))
+    wanted = None if classes_file is None else read_classes(classes_file)
+    train = _scan_split(_need(root / "train"), wanted)
     test_folder = next((root / s for s in ("test", "val") if _class_names(root / s)), None)
     if test_folder is None:
         raise DataError(
             f"no folder of test images: {root.absolute()} needs test/CLASS/ or val/CLASS/ "
             f"with the same classes as train/"
         )
-    test = _scan_split(test_folder)
+    test = _scan_split(test_folder, wanted)
     only_train, only_test = sorted({*train[2]} - {*test[2]}), sorted({*test[2]} - {*train[2]})
     if only_train or only_test:
         raise DataError(
             f"the class folders of {root / 'train'} and {test_folder} differ: "
-            f"only in train: {_some(only_train)}; only in {test_folder.name}: {_some(only_test)}"
+            f"only in train: {some(only_train)}; only in {test_folder.name}: {some(only_test)}"
         )
     return train, test
+
+
+def read_classes(path: Path) -> list[str]:
+    """The class names in a text file: one a line, blank lines left out.
+
+    Raises:
+        DataError: if it cannot be read, names no class, or names one twice.
+    """
+    try:
+        lines = path.expanduser().read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the list of classes {path}: {error}") from error
+    names = [line.strip() for line in lines if line.strip()]
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if not names or repeated:
+        reason = f"it repeats {some(repeated)}" if names else "it is empty"
+        raise DataError(f"cannot use the list of classes {path}: {reason}")
+    return names
 
 
 def decode(encoded_path: bytes) -> Image.Image:
     """The image as RGB.
 
     Raises:
-        DataError: naming the file, if it cannot be decoded in full.
+        CorruptImageError: naming the file, if it cannot be decoded in full.
+        DataError: naming the file, if it cannot be read at all, as when a mount is gone.
     """
     path = os.fsdecode(encoded_path)
     try:
-        with Image.open(path) as image:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read the image {path}: {error}") from error
+    try:
+        with Image.open(BytesIO(content)) as image:
             return image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise many types, SyntaxError among them
-        raise DataError(f"cannot decode the image {path}: {error}. Replace or delete it") from error
+        # It would name the buffer.
+        reason = str(error) if "BytesIO" not in str(error) else "it is no image of a known format"
+        raise CorruptImageError(
+            f"cannot decode the image {path}: {reason}. Replace or delete it"
+        ) from error
 
 
 def _need(folder: Path) -> Path:
@@ -71,10 +109,13 @@ def _class_names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _scan_split(folder: Path) -> Scanned:
+def _scan_split(folder: Path, wanted: list[str] | None) -> Scanned:
     paths: list[bytes] = []
     labels: list[int] = []
-    classes = _class_names(folder)
+    there = _class_names(folder)
+    classes = there if wanted is None else wanted
+    if missing := sorted({*classes} - {*there}):
+        raise DataError(f"data.classes lists {some(missing)}, of which {folder} has no folders")
     for label, name in enumerate(classes):
         found = sorted(_image_files(folder / name))
         if not found:
@@ -95,6 +136,6 @@ def _image_files(folder: Path) -> list[bytes]:
     ]
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
     shown = ", ".join(names[:5]) or "none"
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

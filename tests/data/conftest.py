@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from idx_files import idx_bytes
+from make_betons import write_betons
 from PIL import Image
 
 from mrl.config import DataConfig, DatasetName
@@ -50,3 +51,10 @@ def pictures(tmp_path: Path) -> Path:
                 pixels = torch.randint(0, 256, (40 + i, 50, 3), generator=random)
                 Image.fromarray(pixels.numpy().astype(np.uint8)).save(folder / f"{i}.jpg")
     return tmp_path / "pictures"
+
+
+@pytest.fixture
+def betons(pictures: Path) -> Path:
+    """The pictures, and the same in FFCV's format: half of them as JPEG."""
+    pytest.importorskip("ffcv", reason="FFCV is not installed: bash scripts/install_ffcv.sh")
+    return write_betons(pictures)

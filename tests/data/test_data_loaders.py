@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mrl.config import DataConfig
+from mrl.config import DataConfig, LoaderName
 from mrl.data import DataError, ImageDataset, Loader, build_loader, load_splits
 from mrl.data.batches import BatchPlan, generator
 from mrl.data.memory_loader import augment, normalise
@@ -20,14 +20,15 @@ MakeConfig = Callable[..., DataConfig]
 Batches = list[tuple[Tensor, Tensor]]
 
 
-@pytest.fixture(params=["memory", "files"])
+@pytest.fixture(params=["memory", "files", "ffcv"])
 def loader(request: pytest.FixtureRequest, data_config: MakeConfig) -> Callable[..., Loader]:
-    """``loader(train=True, seed=0, ...)`` over some 10 images, in memory and in JPEG files."""
+    """``loader(train=True, seed=0, ...)`` over some 10 images: in memory, JPEG files, a .beton."""
     if request.param == "memory":
         cfg = data_config(num_classes=2, num_images=10, holdout=0, pad=2)
     else:
-        root = request.getfixturevalue("pictures")
+        root = request.getfixturevalue("pictures" if request.param == "files" else "betons")
         cfg = data_config("imagefolder", root=str(root), image_size=16, holdout=0)
+        cfg.loader = LoaderName["torch" if request.param == "files" else "ffcv"]
     splits = load_splits(cfg)
 
     def make(**changes: Any) -> Loader:

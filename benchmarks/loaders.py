@@ -1,0 +1,154 @@
+"""Training batches through FFCV, through our torch loader and through torchvision alone.
+
+``python benchmarks/loaders.py`` makes 2000 JPEGs of 500 x 375 pixels and about 90 kB in a temporary
+folder, writes them as .beton files, and lets the loaders take turns, so that whatever else the
+machine does slows all. All draw crops alike (FFCV and data.loader=torch the very same). Reported:
+medians, and the median of paired ratios; the target is 5 x torchvision. Everything is in the page
+cache. Needs FFCV: bash scripts/install_ffcv.sh
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mrl.config import DataConfig, DatasetName, LoaderName
+from mrl.data import Loader, build_loader, image_folder, load_splits
+from mrl.data.ffcv_writer import WriteSettings, write_split
+
+CLASSES = 10
+SIZE = (500, 375)  # ImageNet's most frequent width and height
+NOISE = 9  # grey levels; with JPEG quality 92 it gives files of about 90 kB
+GRID = 25  # pixels between the values that a picture is interpolated from
+PROBABILITIES = (0.0, 0.5, 1.0)  # of JPEG in the .beton file; the paper's is 0.5
+Batches = Callable[[int], Iterable[tuple[torch.Tensor, torch.Tensor]]]  # of an epoch
+
+
+def main() -> None:
+    args = parse_args()
+    with tempfile.TemporaryDirectory(dir=args.tmp) as temporary:
+        root = Path(temporary)
+        make_pictures(root / "pictures", args.images)
+        files = [p.stat().st_size for p in (root / "pictures" / "train").glob("*/*")]
+        size = statistics.mean(files) / 1e3
+        print(f"{len(files)} JPEGs of {size:.0f} kB, batches of {args.batch_size}")
+        print(f"{args.workers} workers, {args.rounds} rounds")
+        scanned = image_folder.scan(root / "pictures")
+        for probability in PROBABILITIES:
+            (root / f"{probability}").mkdir()
+            for name, split in zip(("train", "val"), scanned, strict=True):
+                path = root / f"{probability}" / f"{name}.beton"
+                settings = WriteSettings(jpeg_probability=probability)
+                write_split(path, split, settings, workers=args.workers, skip_corrupt=False)
+        for size in args.sizes:
+            report(root, size, args)
+
+
+def report(root: Path, size: int, args: argparse.Namespace) -> None:
+    loaders = {
+        "torchvision": torchvision_batches(root / "pictures", size, args),
+        "data.loader=torch": make_loader(root / "pictures", "torch", size, args).batches,
+    }
+    for probability in PROBABILITIES:
+        loader = make_loader(root / f"{probability}", "ffcv", size, args)
+        next(iter(loader.batches(0)))  # compiles
+        loaders[f"data.loader=ffcv, {probability:.0%} JPEG"] = loader.batches
+    speeds: dict[str, list[float]] = {name: [] for name in loaders}
+    for epoch in range(args.rounds):
+        for name, batches in loaders.items():
+            speeds[name].append(images_per_second(batches(epoch)))
+    for name, measured in speeds.items():
+        ratio = statistics.median(
+            a / b for a, b in zip(measured, speeds["torchvision"], strict=True)
+        )
+        speed = statistics.median(measured)
+        print(f"{size} px  {name:26}  {speed:6.0f} images/s  {ratio:5.2f} x torchvision")
+
+
+def torchvision_batches(root: Path, size: int, args: argparse.Namespace) -> Batches:
+    """What one would write with torchvision alone."""
+    usual = [
+        transforms.RandomResizedCrop(size),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ]
+    loader = DataLoader(
+        ImageFolder(root / "train", transforms.Compose(usual)),
+        batch_size=args.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=args.workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return lambda epoch: iter(loader)
+
+
+def images_per_second(batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    begin, count = time.perf_counter(), 0
+    for images, _ in batches:
+        count += len(images)
+    return count / (time.perf_counter() - begin)
+
+
+def make_loader(root: Path, name: str, size: int, args: argparse.Namespace) -> Loader:
+    cfg = DataConfig(
+        name=DatasetName["imagefolder"],
+        root=str(root),
+        image_size=size,
+        holdout=0,
+        flip=True,
+        workers=args.workers,
+        loader=LoaderName[name],
+    )
+    splits = load_splits(cfg)
+    return build_loader(
+        splits.train,
+        cfg=cfg,
+        mean=splits.mean,
+        std=splits.std,
+        batch_size=args.batch_size,
+        train=True,
+        seed=0,
+    )
+
+
+def make_pictures(root: Path, count: int) -> None:
+    random = np.random.default_rng(0)
+    width, height = SIZE
+    for split, images in (("train", count), ("val", CLASSES)):
+        for number in range(images):
+            folder = root / split / f"n{number % CLASSES:08d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            cells = random.integers(0, 256, (height // GRID, width // GRID, 3), dtype=np.uint8)
+            smooth = Image.fromarray(cells).resize(SIZE, Image.Resampling.BICUBIC)
+            pixels = np.asarray(smooth) + random.normal(0, NOISE, (height, width, 1))
+            picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+            picture.save(folder / f"{number:06d}.JPEG", quality=92)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[160, 224])
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tmp", help="where the temporary folder goes (needs 2.5 GB)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Rules over the data section of a config, before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from mrl.data.errors import DataError
+
+if TYPE_CHECKING:  # mrl.config needs Hydra; loading data does not
+    from mrl.config import DataConfig
+
+
+def check(cfg: DataConfig) -> None:
+    """Refuse keys that this data set or loader would ignore, and values that cannot be used.
+
+    Raises:
+        DataError: naming the key, its value, and what to do.
+    """
+    _check_data_set(cfg)
+    _check_loader(cfg)
+    _check_sizes(cfg)
+    if cfg.rand_augment is not None:
+        rand_augment(cfg.rand_augment, cfg.image_size, (0.5, 0.5, 0.5))
+
+
+def rand_augment(
+    policy: str, size: int, mean: tuple[float, ...]
+) -> Callable[[Image.Image], Image.Image]:
+    """timm's RandAugment (Cubuk et al. 2020): PIL image -> PIL image, by Python's and NumPy's
+    global generators.
+
+    Args:
+        policy: in timm's notation, such as ``rand-m9-mstd0.5-inc1``.
+        size: side of the images in pixels, for the distance of shifts.
+        mean: of each channel, 0..1, for the colour of what comes in.
+
+    Raises:
+        DataError: if timm does not understand the policy.
+    """
+    from timm.data.auto_augment import rand_augment_transform  # takes a second
+
+    hparams = {
+        "translate_const": int(size * 0.45),
+        "img_mean": tuple(round(255 * value) for value in mean),
+    }
+    try:
+        return rand_augment_transform(policy, hparams)
+    except (AssertionError, ValueError, KeyError) as error:
+        raise DataError(
+            f"data.rand_augment={policy} is no policy that timm knows ({error!r}): use something "
+            "like rand-m9-mstd0.5-inc1"
+        ) from error
+
+
+def _check_data_set(cfg: DataConfig) -> None:
+    name = cfg.name.name
+    if name != "synthetic" and (cfg.num_classes is not None or cfg.num_images is not None):
+        raise DataError(f"data.num_classes and data.num_images are for synthetic data, not {name}")
+    if name == "imagefolder":
+        if cfg.pad:
+            raise DataError(
+                f"data.pad={cfg.pad} has no effect on imagefolder, which is cropped: use 0"
+            )
+        return
+    for key, neutral in (
+        ("classes", None),
+        ("train_sizes", None),
+        ("ramp_epochs", None),
+        ("rand_augment", None),
+    ):
+        value = getattr(cfg, key)
+        if value != neutral:
+            raise DataError(f"data.{key}={value} is for data.name=imagefolder, not {name}")
+    if cfg.loader.name != "torch" or cfg.on_corrupt.name != "fatal":
+        raise DataError(
+            f"data.loader={cfg.loader.name} and data.on_corrupt={cfg.on_corrupt.name} are for "
+            f"data.name=imagefolder: {name} is kept in memory, use torch and fatal"
+        )
+
+
+def _check_loader(cfg: DataConfig) -> None:
+    if cfg.loader.name == "torch":
+        if cfg.quasi_random or not cfg.os_cache:
+            raise DataError(
+                f"data.quasi_random={cfg.quasi_random} and data.os_cache={cfg.os_cache} are for "
+                "data.loader=ffcv: leave them at false and true"
+            )
+        return
+    if cfg.on_corrupt.name != "fatal":
+        raise DataError(
+            "data.on_corrupt=skip has no effect with data.loader=ffcv: pictures are decoded when "
+            "the file is made, leave corrupt ones out there (scripts/write_ffcv.py --skip-corrupt)"
+        )
+    if cfg.rand_augment is not None:
+        raise DataError(f"data.rand_augment={cfg.rand_augment} needs data.loader=torch")
+
+
+def _check_sizes(cfg: DataConfig) -> None:
+    sizes, ramp = cfg.train_sizes, cfg.ramp_epochs
+    if (sizes is None) != (ramp is None):
+        raise DataError(
+            f"data.train_sizes={sizes} and data.ramp_epochs={ramp} need each other: give both"
+        )
+    if sizes is None or ramp is None:
+        return
+    if len(sizes) != 2 or min(sizes) < 1:
+        raise DataError(f"data.train_sizes must be two sizes in pixels, got {sizes}")
+    if len(ramp) != 2 or not 0 <= ramp[0] <= ramp[1]:
+        raise DataError(f"data.ramp_epochs must be two epochs, the first not later, got {ramp}")
