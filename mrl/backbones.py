@@ -1,4 +1,4 @@
-"""Encoders: any timm model by name, and a small ResNet for small images.
+"""Encoders: any timm model by name, a small ResNet for small images, and BlurPool for either.
 
 Shapes: N examples, D embedding width.  A backbone maps images (N, channels, H, W) to pooled
 features (N, D); this file is the only one that knows how a model spells its last layers.
@@ -17,6 +17,8 @@ SMALL_RESNET = "resnet_small"
 # strided 1x1 convolution from fewer than 8 channels in channels_last; the process may crash.
 MIN_WIDTH = 8
 STEM_WIDTH = 16  # channels of resnet_small at full resolution
+# A stem that reads pixels keeps its detail: only convolutions of features are blurred.
+BLUR_MIN_CHANNELS = 16
 
 
 class _Block(nn.Module):
@@ -89,6 +91,26 @@ class SmallResNet(nn.Module):
         return self.layers(images).mean(dim=(2, 3))
 
 
+class BlurPool(nn.Module):
+    """A fixed low-pass filter in front of a strided convolution (Zhang 2019, "Making convolutional
+    networks shift-invariant again"), as in the FFCV recipe that the paper trains ResNet-50 with.
+
+    The filter is [1, 2, 1] x [1, 2, 1] / 16 on each channel, at stride 1 with zeros around the map.
+    Its buffer and the convolution are named as in the authors' checkpoints.
+    """
+
+    blur_filter: Tensor
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+        row = torch.tensor([1.0, 2.0, 1.0]) / 4
+        self.register_buffer("blur_filter", torch.outer(row, row).repeat(conv.in_channels, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.conv2d(x, self.blur_filter, padding=1, groups=len(self.blur_filter)))
+
+
 def build_backbone(
     name: str,
     *,
@@ -99,6 +121,7 @@ def build_backbone(
     small_stem: bool = False,
     pretrained: bool = False,
     drop_path: float = 0.0,
+    blur_pool: bool = False,
 ) -> tuple[nn.Module, int]:
     """The encoder called ``name`` and the width of its embeddings.
 
@@ -107,13 +130,15 @@ def build_backbone(
         small_stem: keep small images large: a ResNet's 7x7 stride-2 convolution and max pooling
             become one 3x3 convolution of stride 1 (timm models with ``conv1`` and ``maxpool``).
         widths, blocks: of "resnet_small".
+        blur_pool: a :class:`BlurPool` for each strided convolution of at least 16 input channels.
 
     Returns:
         (module, D): the module maps (N, in_channels, image_size, image_size) to (N, D).
 
     Raises:
         ValueError: for an unknown name (the closest ones are offered), an option that the model
-            does not have, or features that are no pooled vectors.
+            does not have, pretrained weights that cannot be had, or features that are no pooled
+            vectors.
     """
     if name == SMALL_RESNET:
         if small_stem or pretrained or drop_path:
@@ -127,6 +152,8 @@ def build_backbone(
         backbone = _timm_model(name, in_channels, image_size, pretrained, drop_path)
         if small_stem:
             _shrink_stem(backbone, name, in_channels)
+    if blur_pool:
+        _blur_strided_convolutions(backbone, name)
     return backbone, _embed_dim(backbone, name, in_channels, image_size)
 
 
@@ -142,13 +169,37 @@ def _timm_model(
             f"no backbone is called {name!r}; close names: {', '.join(close) or 'none'} "
             f"(any of timm's {len(known)} models, or {SMALL_RESNET})"
         )
-    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
-    try:  # transformers fix their position embeddings to an image size; others have no such key
-        return timm.create_model(
-            name, pretrained, in_chans=in_channels, num_classes=0, img_size=image_size, **options
+    options: dict[str, Any] = {"in_chans": in_channels, "num_classes": 0}
+    if drop_path:
+        options["drop_path_rate"] = drop_path
+    try:
+        try:  # transformers fix their position embeddings to an image size; others have no such key
+            return timm.create_model(name, pretrained, img_size=image_size, **options)
+        except TypeError:
+            return timm.create_model(name, pretrained, **options)
+    except TypeError as error:
+        raise ValueError(f"{name} lacks an option that was set: {error}") from error
+    except (RuntimeError, OSError) as error:
+        if not pretrained:
+            raise
+        raise ValueError(f"the pretrained weights of {name} cannot be had: {error}") from error
+
+
+def _blur_strided_convolutions(backbone: nn.Module, name: str) -> None:
+    strided = [
+        (path, module)
+        for path, module in backbone.named_modules()
+        if isinstance(module, nn.Conv2d)
+        and max(module.stride) > 1
+        and module.in_channels >= BLUR_MIN_CHANNELS
+    ]
+    if not strided:
+        raise ValueError(
+            f"backbone.blur_pool: {name} has no strided convolution of at least "
+            f"{BLUR_MIN_CHANNELS} input channels to blur: set it to false"
         )
-    except TypeError:
-        return timm.create_model(name, pretrained, in_chans=in_channels, num_classes=0, **options)
+    for path, conv in strided:
+        backbone.set_submodule(path, BlurPool(conv))
 
 
 def _shrink_stem(backbone: nn.Module, name: str, in_channels: int) -> None:

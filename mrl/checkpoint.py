@@ -6,6 +6,7 @@ They are read with ``weights_only=True``: a pickle that wants to run code is ref
 import io
 import os
 import pickle
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
     from mrl.config import TrainConfig
 
 CHECKPOINT_NAME = "checkpoint.pt"
+BEST_NAME = "best.pt"
 # "config" and "data" (classes, in_channels) rebuild the model; the rest resumes a run.
 _KEYS = {"config", "data", "step", "model", "optimizer", "rng"}
+# "average" and "num_averaged": optim.ema; "scaler": fp16; "best": save.best.
+_OPTIONAL_KEYS = {"average", "num_averaged", "scaler", "best"}
 
 
 class CheckpointError(RuntimeError):
@@ -48,7 +52,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         CheckpointError: if it cannot be written (disk full, no permission); what stood at ``path``
             is still there, whole.
     """
-    assert state.keys() == _KEYS, state.keys()
+    assert _KEYS <= state.keys() <= _KEYS | _OPTIONAL_KEYS, state.keys()
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     try:
@@ -59,6 +63,48 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"cannot write {path} ({size:.1f} MiB): {error.strerror or error}; {kept}"
         ) from error
+
+
+class Checkpoints:
+    """A run's files: checkpoint.pt, with ``keep`` > 1 older ones beside it, and best.pt.
+
+    Args:
+        saved: the checkpoint that the run continues from.
+    """
+
+    def __init__(self, run_dir: Path, keep: int, saved: Mapping[str, Any] | None) -> None:
+        self.newest = run_dir / CHECKPOINT_NAME
+        self.keep = keep
+        self.best: dict[str, Any] | None = (saved or {}).get("best")
+
+    def save(self, state: Mapping[str, Any], top1: float | None = None) -> None:
+        """Save ``state``; with its held-out ``top1`` given, keep it apart if it is the best so far.
+
+        Raises:
+            CheckpointError: see :func:`save_checkpoint`.
+        """
+        is_best = top1 is not None and (self.best is None or top1 > self.best["top1"])
+        if is_best:
+            self.best = {"top1": top1, "step": state["step"]}
+        if self.best is not None:
+            state = {**state, "best": self.best}
+        save_checkpoint(self.newest, state)
+        if is_best:
+            self._link(self.newest.with_name(BEST_NAME))
+        if self.keep > 1:
+            self._link(self.newest.with_name(f"checkpoint-{state['step']:08d}.pt"))
+            numbered = sorted(self.newest.parent.glob("checkpoint-*.pt"))
+            for old in numbered[: -self.keep]:
+                old.unlink()
+
+    def _link(self, path: Path) -> None:
+        """The newest checkpoint under another name, too; costs no space while it is the newest."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            os.link(self.newest, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(self.newest, temporary)
+        os.replace(temporary, path)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -100,6 +146,8 @@ def config_of(state: Mapping[str, Any]) -> "TrainConfig":
 def model_of(state: Mapping[str, Any]) -> MRLModel:
     """The model inside a loaded checkpoint, rebuilt from its config alone, in eval mode.
 
+    Its weights are the running average, where the run kept one (optim.ema).
+
     Raises:
         CheckpointError: if the weights do not fit the model that the config describes.
     """
@@ -113,18 +161,29 @@ def model_of(state: Mapping[str, Any]) -> MRLModel:
         image_size=cfg.data.image_size,
     )
     try:
-        model.load_state_dict(state["model"])
+        model.load_state_dict(state.get("average", state["model"]))
     except RuntimeError as error:
         raise CheckpointError(f"the weights do not fit the checkpoint's config: {error}") from error
     return model.eval()
 
 
 def load_model(path: str | Path) -> MRLModel:
-    """The trained model at ``path`` (a checkpoint or a run directory), in eval mode on the CPU.
+    """The trained model at ``path``, in eval mode on the CPU.
+
+    ``path`` is a checkpoint, a run directory, an export (``.safetensors``), or one of the original
+    authors' ``.pt`` files (see :func:`mrl.released.load_released`).
 
     Raises:
         CheckpointError: see :func:`load_checkpoint`.
     """
+    from mrl.export import load_exported  # these import this module
+    from mrl.released import is_state_dict, load_released
+
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return load_exported(path)
+    if is_state_dict(path):
+        return load_released(path)
     return model_of(load_checkpoint(path))
 
 

@@ -60,6 +60,7 @@ def build_model(
         small_stem=backbone.stem.name == "small",
         pretrained=backbone.pretrained,
         drop_path=backbone.drop_path,
+        blur_pool=backbone.blur_pool,
     )
     widths = resolve_granularities(head, embed_dim)
     return MRLModel(
