@@ -1,5 +1,6 @@
 """Train one model: ``python train.py experiment=fashion_mnist_mrl``; also under torchrun."""
 
+import os
 import sys
 
 import hydra
@@ -7,6 +8,7 @@ from omegaconf import DictConfig
 
 from mrl import config
 from mrl.checkpoint import CheckpointError
+from mrl.config_rules import validate
 from mrl.distributed import process_group
 
 config.register()
@@ -14,11 +16,13 @@ config.register()
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(composed: DictConfig) -> None:
-    from mrl.train_loop import NonFiniteError, fit  # torch and timm load once the config is sound
+    # torch and timm load once the config is sound
+    from mrl.stopping import StoppedError
+    from mrl.train_loop import NonFiniteError, fit
 
     try:
         cfg = config.parse(composed)
-        config.validate(cfg)
+        validate(cfg)
         with process_group(cfg.device) as (ranks, device):
             checkpoint = fit(cfg, ranks, device)
             if ranks.is_main:
@@ -27,6 +31,10 @@ def main(composed: DictConfig) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command with resume=true goes on")
+    except StoppedError as stopped:
+        print(f"{stopped}; the same command with resume=true goes on", file=sys.stderr)
+        # torchrun would start a failed run again at once, on a machine that is to be left.
+        sys.exit(0 if "TORCHELASTIC_RUN_ID" in os.environ else 128 + stopped.signal_number)
 
 
 if __name__ == "__main__":

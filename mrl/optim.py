@@ -1,6 +1,7 @@
 """Optimizers, and learning rates as pure functions of the step."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +27,8 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object
     exempt: list[nn.Parameter] = []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
             spared = isinstance(module, _NORMS) or name == "bias" or parameter.ndim < 2
             (exempt if spared else decayed).append(parameter)
     return [
@@ -34,12 +37,46 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object
     ]
 
 
+def freeze(model: nn.Module, trainable: Sequence[str]) -> None:
+    """Train only the parameters of the modules named, such as "layer4.2" (paper, table 26).
+
+    Raises:
+        ValueError: for a name that is no module or parameter of ``model``.
+    """
+    known = [name for name, _ in model.named_parameters()]
+    for wanted in trainable:
+        if not any(_within(name, wanted) for name in known):
+            parts = dict.fromkeys(".".join(name.split(".")[:2]) for name in known)
+            raise ValueError(
+                f"backbone.trainable: there is no parameter in {wanted!r}; the backbone has "
+                f"{', '.join(parts)}"
+            )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(_within(name, wanted) for wanted in trainable))
+
+
+def _within(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
+
+
+def train_mode(model: nn.Module) -> None:
+    """Training mode, but for frozen modules: a frozen batch norm keeps its statistics, too."""
+    model.train()
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(parameter.requires_grad for parameter in own):
+            module.eval()
+
+
 def build_optimizer(model: nn.Module, cfg: "OptimConfig") -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW; the loop sets the rate of every step."""
+    """SGD with momentum, or AdamW; the loop sets the rate of every step."""
     groups = param_groups(model, cfg.weight_decay)
     if cfg.name.name == "adamw":
-        return torch.optim.AdamW(groups, lr=0.0, betas=(cfg.betas[0], cfg.betas[1]))
-    return torch.optim.SGD(groups, lr=0.0, momentum=cfg.momentum, nesterov=cfg.momentum > 0)
+        return torch.optim.AdamW(groups, lr=0.0, betas=(cfg.betas[0], cfg.betas[1]), fused=True)
+    # Not fused: PyTorch 2.14's fused SGD fails once a parameter got its first gradient later than
+    # others, as the classifiers of granularities that are sampled do.
+    nesterov = cfg.nesterov and cfg.momentum > 0
+    return torch.optim.SGD(groups, lr=0.0, momentum=cfg.momentum, nesterov=nesterov)
 
 
 def peak_lr(base_lr: float, batch_size: int) -> float:

@@ -9,9 +9,14 @@ from mrl.config import ConfigError, TrainConfig, differences
 # Keys that may change when a run is continued: they say where it runs and how it is watched.
 _FREE_KEYS = (
     "resume",
+    "force",
     "run_dir",
     "device",
     "tracking.",
+    "save.",
+    "compile",
+    "sync_bn",
+    "optim.accumulate",
     "data.root",
     "data.workers",
     "data.download",
@@ -45,10 +50,11 @@ def open_run_dir(cfg: TrainConfig) -> dict[str, Any] | None:
     changed = [
         line for line in differences(config_of(state), cfg) if not line.startswith(_FREE_KEYS)
     ]
-    if changed:
+    if changed and not cfg.force:
         raise ConfigError(
             f"run_dir={run_dir} holds a run with another config: {'; '.join(changed)}. "
-            "Give the same values to go on with it, or another run_dir"
+            "Give the same values to go on with it, another run_dir, or force=true to go on with "
+            "the new values"
         )
     return state
 

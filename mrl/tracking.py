@@ -5,9 +5,10 @@ Metric names sort by width in a dashboard: ``val/top1/d0008``.
 
 import json
 import platform
+import secrets
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
@@ -18,6 +19,8 @@ from mrl.checkpoint import write_atomically
 
 if TYPE_CHECKING:
     from mrl.config import TrainConfig
+
+INIT_TIMEOUT = 60  # seconds that W&B may take to answer before the run goes on without
 
 
 def per_granularity(name: str, values: Mapping[int, float]) -> dict[str, float]:
@@ -72,13 +75,26 @@ class _WandbMirror:
             import wandb
         except ImportError:
             raise ValueError("tracking=wandb needs the package: pip install wandb") from None
-        self.run = wandb.init(
-            project=cfg.tracking.project,
-            name=f"{cfg.name}-seed{cfg.seed}",
-            dir=cfg.run_dir,
-            mode=cast(Any, cfg.tracking.mode.name),
-            config={**config, "env": dict(env)},
-        )
+        options: dict[str, Any] = {
+            "project": cfg.tracking.project,
+            "group": cfg.name,
+            "name": f"{cfg.name}-seed{cfg.seed}",
+            "dir": cfg.run_dir,
+            "config": {**config, "env": dict(env)},
+            # A run that a scheduler stops and starts again stays one run on the dashboard.
+            "id": _run_id(Path(cfg.run_dir) / "wandb_id"),
+            "resume": "allow",
+            "settings": wandb.Settings(init_timeout=INIT_TIMEOUT),
+        }
+        try:
+            self.run = wandb.init(mode=cast(Any, cfg.tracking.mode.name), **options)
+        except wandb.errors.UsageError as error:  # no account: the user must choose
+            raise ValueError(
+                f"tracking=wandb cannot start: {error}. Run `wandb login`, or tracking.mode=offline"
+            ) from error
+        except wandb.errors.CommError as error:
+            print(f"warning: W&B is out of reach ({error}): offline, `wandb sync` later")
+            self.run = wandb.init(mode="offline", **options)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.run.log(dict(metrics), step=step)
@@ -103,6 +119,13 @@ class _TensorboardMirror:
 
     def close(self) -> None:
         self.writer.close()
+
+
+def _run_id(path: Path) -> str:
+    """The dashboard's name of this run: drawn once, then read from ``path``."""
+    if not path.exists():
+        write_atomically(path, secrets.token_hex(4).encode())
+    return path.read_text().strip()
 
 
 def _open_mirror(
@@ -145,8 +168,7 @@ class RunWriter:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.file.write(json.dumps({"step": step, **metrics}) + "\n")
         self.file.flush()
-        if self.mirror:
-            self.mirror.log(step, metrics)
+        self._to_mirror(lambda mirror: mirror.log(step, metrics))
 
     def __enter__(self) -> Self:
         return self
@@ -158,8 +180,17 @@ class RunWriter:
         traceback: TracebackType | None,
     ) -> None:
         self.file.close()
-        if self.mirror:
-            self.mirror.close()
+        self._to_mirror(lambda mirror: mirror.close())
+
+    def _to_mirror(self, action: Callable[[Mirror], None]) -> None:
+        """A dashboard that fails is given up: the record is complete without it."""
+        if self.mirror is None:
+            return
+        try:
+            action(self.mirror)
+        except Exception as error:  # whatever a dashboard's library raises, training goes on
+            print(f"warning: the dashboard failed and is shown no more: {error!r}")
+            self.mirror = None
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

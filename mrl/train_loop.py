@@ -3,28 +3,36 @@
 Shapes: N images in this rank's part of a batch, G granularities.
 """
 
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
-from mrl.checkpoint import CHECKPOINT_NAME, get_rng_state, save_checkpoint, set_rng_state
-from mrl.config import TrainConfig, to_dict, to_yaml
+from mrl.checkpoint import Checkpoints, get_rng_state, set_rng_state
+from mrl.config import ConfigError, TrainConfig, to_dict, to_yaml
+from mrl.console import announce, epoch_line, progress_bar
 from mrl.data import build_loader, load_splits
 from mrl.distributed import Ranks, all_reduce_sum, gather_objects
+from mrl.mixing import build_mix
 from mrl.model import MRLModel, build_model
 from mrl.nesting import check_weights, sample_weights
-from mrl.optim import build_optimizer, learning_rate, peak_lr
+from mrl.optim import freeze, learning_rate, peak_lr, train_mode
 from mrl.precision import autocast, pick_precision
+from mrl.released import load_backbone_weights
 from mrl.run_dir import open_run_dir
 from mrl.running_loss import NonFiniteError, RunningLoss, diverged
+from mrl.sharding import shard
+from mrl.stopping import stop_request
 from mrl.tracking import RunWriter, environment, per_granularity
+from mrl.train_state import TrainState
+
+FINISHED_NAME = "finished"  # an empty file: a job script need not ask for more time
 
 
 class NestedObjective(nn.Module):
@@ -50,105 +58,122 @@ def fit(cfg: TrainConfig, ranks: Ranks, device: torch.device) -> Path:
     Raises:
         ConfigError: if the run cannot be started or continued as asked.
         NonFiniteError: if a loss or a weight is NaN or infinite; the last good checkpoint stays.
-        KeyboardInterrupt: on Ctrl-C, once the step at hand is done and saved.
+        KeyboardInterrupt: on Ctrl-C, and
+        StoppedError: on a scheduler's signal, both once the step at hand is done and saved.
     """
-    state = open_run_dir(cfg)
+    saved = open_run_dir(cfg)
     torch.manual_seed(cfg.seed)
     train_loader, holdout_loader, data_facts = _load_data(cfg, ranks)
-    model = build_model(
-        cfg.backbone,
-        cfg.head,
-        num_classes=len(data_facts["classes"]),
-        in_channels=data_facts["in_channels"],
-        image_size=cfg.data.image_size,
-    )
-    model.to(device).to(memory_format=torch.channels_last)
-    weights_at = _weights_of_step(cfg, model.granularities)
-    optimizer = build_optimizer(model, cfg.optim)
-    first_step = 0
-    if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        set_rng_state(state["rng"][ranks.rank % len(state["rng"])], device)
-        first_step = state["step"]
-    objective = _distribute(NestedObjective(model, cfg.optim.label_smoothing), cfg, ranks)
+    model = _build_model(cfg, data_facts, from_scratch=saved is None).to(device)
     precision = pick_precision(cfg.optim.precision.name, device)
-    schedule: dict[str, Any] = {
-        "total_steps": cfg.optim.epochs * train_loader.steps,
-        "warmup_steps": round(cfg.optim.warmup_epochs * train_loader.steps),
-        "peak": peak_lr(cfg.optim.base_lr, cfg.optim.batch_size),
-        "schedule": cfg.optim.schedule.name,
-    }
-    checkpoint = Path(cfg.run_dir) / CHECKPOINT_NAME
-
-    def save(step: int) -> None:
-        # A finite loss can be followed by an update that is not: such weights are never saved.
-        if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-            raise NonFiniteError(diverged("a weight", step - 1, checkpoint))
-        rng = gather_objects(get_rng_state(device))
-        if ranks.is_main:
-            saved = {"config": to_dict(cfg), "data": data_facts, "step": step, "rng": rng}
-            saved |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            save_checkpoint(checkpoint, saved)
-
+    amp = partial(autocast, precision, device)
+    if cfg.fsdp:
+        shard(model, cfg, ranks, device)
+    state = TrainState(model, cfg.optim, precision, device, sharded=cfg.fsdp)
+    checkpoints = Checkpoints(Path(cfg.run_dir), cfg.save.keep, saved)
+    first_step = 0
+    if saved is not None:
+        state.load(saved)
+        set_rng_state(saved["rng"][ranks.rank % len(saved["rng"])], device)
+        first_step = saved["step"]
+    steps = train_loader.steps  # of an epoch
+    schedule = _schedule(cfg, steps)
     if ranks.is_main:
-        _announce(cfg, model, schedule, precision, device, ranks, first_step)
+        announce(cfg, model, schedule, precision, device, ranks, first_step)
     if first_step >= schedule["total_steps"]:
-        return checkpoint
+        return checkpoints.newest
 
-    running = RunningLoss(model.granularities, device, ranks.world_size)
+    objective = _distribute(NestedObjective(model, cfg.optim.label_smoothing), cfg, ranks, device)
+    weights_at = _weights_of_step(cfg, model.granularities)
+    mix = build_mix(cfg.optim, num_classes=model.head.num_classes, seed=cfg.seed, rank=ranks.rank)
+    running = RunningLoss(model.granularities, device, ranks.world_size, cfg.optim.batch_size)
+
+    def save(step: int, top1: float | None = None) -> None:
+        # A finite loss can be followed by an update that is not: such weights are never saved.
+        if not state.is_finite():
+            raise NonFiniteError(diverged("a weight", step - 1, checkpoints.newest))
+        rng = gather_objects(get_rng_state(device))
+        facts = {"config": to_dict(cfg), "data": data_facts, "step": step, "rng": rng}
+        whole = facts | state.to_dict()
+        if ranks.is_main:
+            checkpoints.save(whole, top1 if cfg.save.best else None)
+
     with (
         _writer(cfg, ranks, device, precision, first_step) as writer,
-        _progress(cfg, ranks, schedule["total_steps"], first_step) as bar,
-        _interrupt_flag(ranks) as interrupted,
+        progress_bar(cfg, ranks, schedule["total_steps"], first_step) as bar,
+        stop_request(ranks) as stop,
     ):
-        for epoch in range(first_step // train_loader.steps, cfg.optim.epochs):
-            model.train()
-            epoch_start = epoch * train_loader.steps
-            start = max(first_step, epoch_start)
-            batches = train_loader.batches(epoch, start=start - epoch_start)
+        for epoch in range(first_step // steps, cfg.optim.epochs):
+            train_mode(model)
+            start = max(first_step, epoch * steps)
+            batches = running.fetched(train_loader.batches(epoch, start=start - epoch * steps))
             for step, (images, labels) in enumerate(batches, start=start):
                 images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-                labels = labels.to(device, non_blocking=True)
+                images, labels = mix(images, labels.to(device, non_blocking=True), step)
+                total, losses = _backward(
+                    state, objective, images, labels, weights_at(step), cfg.optim.accumulate, amp
+                )
                 lr = learning_rate(step, **schedule)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                with autocast(precision, device):
-                    total, losses = objective(images, labels, weights_at(step))
-                optimizer.zero_grad(set_to_none=True)
-                total.backward()
-                if cfg.optim.clip_norm is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.clip_norm)
-                optimizer.step()
+                state.update(lr)
 
-                running.add(total.detach(), losses)
+                running.add(total, losses)
                 bar.update(cfg.optim.batch_size)
                 done = step + 1
-                if done % cfg.tracking.log_every == 0 or done % train_loader.steps == 0:
-                    metrics = running.close(done, checkpoint)
+                epoch_ends = done % steps == 0
+                if done % cfg.tracking.log_every == 0 or epoch_ends:
+                    metrics = running.close(done, checkpoints.newest)
                     writer.log(done, {"epoch": epoch, "lr": lr, **metrics})
                     bar.set_postfix(loss=f"{metrics['train/total']:.3f}", epoch=epoch + 1)
-                if interrupted() and done % train_loader.steps:
-                    save(done)
-                    raise KeyboardInterrupt
-            if holdout_loader is not None:
-                top1 = accuracy(model, holdout_loader, precision, device)
-                writer.log(done, {"epoch": epoch, **per_granularity("holdout/top1", top1)})
-                if ranks.is_main:
-                    bar.write(_epoch_line(epoch, cfg.optim.epochs, top1))
-            save(done)
-            if interrupted() and done < schedule["total_steps"]:
-                raise KeyboardInterrupt
-    return checkpoint
+                stopped_by = stop.agreed()
+                top1 = {}
+                if epoch_ends and holdout_loader is not None:
+                    top1 = accuracy(state.evaluated, holdout_loader, amp, device)
+                    writer.log(done, {"epoch": epoch, **per_granularity("holdout/top1", top1)})
+                    if ranks.is_main:
+                        bar.write(epoch_line(epoch, cfg.optim.epochs, top1))
+                if epoch_ends or stopped_by or (cfg.save.every and done % cfg.save.every == 0):
+                    save(done, top1.get(model.granularities[-1]))
+                if stopped_by and done < schedule["total_steps"]:
+                    stop.leave(stopped_by, done)
+    if ranks.is_main:
+        (Path(cfg.run_dir) / FINISHED_NAME).touch()
+    return checkpoints.newest
+
+
+def _backward(
+    state: TrainState,
+    objective: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    weights: Sequence[float],
+    num_parts: int,
+    amp: Callable[[], torch.autocast],
+) -> tuple[Tensor, Tensor]:
+    """Add one step's gradients, in parts to save memory; returns (total, losses (G,)), detached.
+
+    DDP exchanges the gradients once, with the last part.
+    """
+    batch = list(zip(images.chunk(num_parts), labels.chunk(num_parts), strict=True))
+    ddp = objective if isinstance(objective, DistributedDataParallel) else None
+    sums = []
+    for i, (part, part_labels) in enumerate(batch, start=1):
+        share = len(part) / len(images)
+        with ddp.no_sync() if ddp and i < len(batch) else nullcontext():
+            with amp():
+                total, losses = objective(part, part_labels, weights)
+            state.backward(share * total)
+        sums.append(share * torch.cat([total.detach()[None], losses]))
+    total_and_losses = torch.stack(sums).sum(0)
+    return total_and_losses[0], total_and_losses[1:]
 
 
 def accuracy(
-    model: MRLModel, loader: Any, precision: str, device: torch.device
+    model: MRLModel, loader: Any, amp: Callable[[], torch.autocast], device: torch.device
 ) -> dict[int, float]:
     """Top-1 in per cent at every granularity, over all ranks' parts of the data."""
     counts = torch.zeros(len(model.granularities) + 1, dtype=torch.int64, device=device)
     model.eval()
-    with torch.inference_mode(), autocast(precision, device):
+    with torch.inference_mode(), amp():
         for images, labels in loader.batches(0):
             logits = model(images.to(device, memory_format=torch.channels_last))
             labels = labels.to(device)
@@ -156,6 +181,34 @@ def accuracy(
             counts += torch.stack([*right, torch.tensor(len(labels), device=device)])
     *right, seen = all_reduce_sum(counts).tolist()
     return {m: 100 * r / seen for m, r in zip(model.granularities, right, strict=True)}
+
+
+def _build_model(cfg: TrainConfig, data_facts: dict[str, Any], *, from_scratch: bool) -> MRLModel:
+    """The model to train; its first weights matter only where no checkpoint will replace them."""
+    if not from_scratch:
+        cfg = replace(cfg, backbone=replace(cfg.backbone, pretrained=False, init=None))
+    model = build_model(
+        cfg.backbone,
+        cfg.head,
+        num_classes=len(data_facts["classes"]),
+        in_channels=data_facts["in_channels"],
+        image_size=cfg.data.image_size,
+    )
+    if cfg.backbone.init is not None:
+        load_backbone_weights(model, cfg.backbone.init)
+    if cfg.backbone.trainable is not None:
+        freeze(model.backbone, cfg.backbone.trainable)
+    return model.to(memory_format=torch.channels_last)
+
+
+def _schedule(cfg: TrainConfig, steps: int) -> dict[str, Any]:
+    """The arguments of :func:`mrl.optim.learning_rate` besides the step."""
+    return {
+        "total_steps": cfg.optim.epochs * steps,
+        "warmup_steps": round(cfg.optim.warmup_epochs * steps),
+        "peak": peak_lr(cfg.optim.base_lr, cfg.optim.batch_size),
+        "schedule": cfg.optim.schedule.name,
+    }
 
 
 def _load_data(cfg: TrainConfig, ranks: Ranks) -> tuple[Any, Any, dict[str, Any]]:
@@ -194,8 +247,17 @@ def _weights_of_step(cfg: TrainConfig, granularities: list[int]) -> Callable[[in
     return lambda step: sample_weights(weights, count, seed=cfg.seed, step=step)
 
 
-def _distribute(objective: NestedObjective, cfg: TrainConfig, ranks: Ranks) -> nn.Module:
-    if ranks.world_size == 1:
+def _distribute(
+    objective: nn.Module, cfg: TrainConfig, ranks: Ranks, device: torch.device
+) -> nn.Module:
+    """The objective as it runs: compiled if asked for, its gradients averaged over the ranks."""
+    if cfg.sync_bn:
+        if device.type != "cuda":
+            raise ConfigError(f"sync_bn=true works on GPUs only, not on {device}")
+        objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
+    if cfg.compile:
+        objective.compile()
+    if ranks.world_size == 1 or cfg.fsdp:
         return objective
     # A classifier of weight 0 gets no gradient in that step, on any rank.
     some_unused = cfg.head.sampled is not None or 0.0 in (cfg.head.weights or ())
@@ -216,71 +278,3 @@ def _writer(
         return nullcontext(_NoWriter())
     env = environment(device, precision, ranks.world_size)
     return RunWriter(cfg, config=to_dict(cfg), config_yaml=to_yaml(cfg), env=env, step=step)
-
-
-def _progress(cfg: TrainConfig, ranks: Ranks, total_steps: int, first_step: int) -> tqdm:
-    return tqdm(
-        total=total_steps * cfg.optim.batch_size,
-        initial=first_step * cfg.optim.batch_size,
-        unit="img",
-        unit_scale=True,
-        desc=cfg.name,
-        disable=not ranks.is_main,
-        mininterval=0.5,
-    )
-
-
-@contextmanager
-def _interrupt_flag(ranks: Ranks) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C lets the step at hand finish, so that its state is saved; a second one does not.
-
-    Several ranks are interrupted at different steps and could not agree on one to save: they stop
-    at once, and the checkpoint of the last epoch remains.
-    """
-    pressed = False
-
-    def on_interrupt(number: int, frame: object) -> None:
-        nonlocal pressed
-        if pressed or ranks.world_size > 1:
-            raise KeyboardInterrupt
-        pressed = True
-
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _announce(
-    cfg: TrainConfig,
-    model: MRLModel,
-    schedule: dict[str, Any],
-    precision: str,
-    device: torch.device,
-    ranks: Ranks,
-    first_step: int,
-) -> None:
-    """What was resolved from the config, before the first step."""
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
-    print(
-        f"{cfg.name}: {cfg.backbone.name}, {millions:.2f} M parameters, embedding width "
-        f"{model.embed_dim}, {cfg.head.kind.name} head at {model.granularities}\n"
-        f"  {schedule['total_steps']} steps of {cfg.optim.batch_size} images, peak learning rate "
-        f"{schedule['peak']:.4g}, {precision} on {device} x {ranks.world_size}, seed {cfg.seed}, "
-        f"run {cfg.run_dir}"
-    )
-    if first_step >= schedule["total_steps"]:
-        print("  it is finished already")
-    elif first_step:
-        print(f"  resumes at step {first_step}")
-    if len(model.granularities) > 1 and model.granularities[-1] < model.embed_dim:
-        print(
-            f"  note: entries beyond {model.granularities[-1]} of the embedding are not trained, "
-            f"since its full width {model.embed_dim} is not among the granularities"
-        )
-
-
-def _epoch_line(epoch: int, epochs: int, top1: dict[int, float]) -> str:
-    shown = "  ".join(f"{m}: {value:.2f}" for m, value in top1.items())
-    return f"epoch {epoch + 1}/{epochs}  held-out top-1 %  {shown}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mrl.checkpoint import load_checkpoint
+from mrl.checkpoint import load_checkpoint, load_model
 from mrl.distributed import pick_device
 
 ROOT = Path(__file__).parent.parent
@@ -48,7 +48,7 @@ def test_two_ranks_equal_one_process(tmp_path, overrides):
     for name in a["model"]:
         assert torch.allclose(a["model"][name], b["model"][name], rtol=1e-3, atol=1e-4), name
     first_a, first_b = metrics_of(one)[0], metrics_of(two)[0]
-    for name in first_a.keys() - {"steps_per_s"}:
+    for name in (name for name in first_a if not name.startswith("speed/")):
         assert first_a[name] == pytest.approx(first_b[name], rel=1e-5), name
     assert len(metrics_of(one)) == len(metrics_of(two))
 
@@ -58,6 +58,30 @@ def test_two_ranks_resume(tmp_path):
     train(run, processes=2)
     done = train(run, "resume=true", processes=2)
     assert done.stdout.count("finished already") == 1  # rank 0 alone speaks
+
+
+TRANSFORMER = ["backbone=timm", "backbone.name=vit_tiny_patch16_224", "optim=adamw"]
+TRANSFORMER += ["head.granularities=[2,192]", "optim.warmup_epochs=0"]
+
+
+@pytest.mark.slow
+def test_shards_of_a_transformer_equal_whole_copies(tmp_path):
+    whole, shards = tmp_path / "whole", tmp_path / "shards"
+    options = [*TRANSFORMER, "optim.schedule=constant"]
+    train(whole, *options, processes=2)
+    train(shards, *options, "fsdp=true", "optim.epochs=1", processes=2)
+    train(shards, *options, "fsdp=true", "resume=true", "force=true", processes=2)
+    a, b = load_checkpoint(whole), load_checkpoint(shards)
+    assert a["step"] == b["step"]
+    assert a["model"].keys() == b["model"].keys()
+    for name in a["model"]:
+        assert torch.allclose(a["model"][name], b["model"][name], rtol=1e-3, atol=1e-4), name
+    load_model(shards)
+
+
+def test_one_process_has_nothing_to_shard(tmp_path):
+    with pytest.raises(AssertionError, match="there is one: use torchrun"):
+        train(tmp_path / "run", "fsdp=true", processes=1)
 
 
 def test_an_odd_batch_cannot_be_shared(tmp_path):

@@ -24,7 +24,13 @@ def test_two_steps(compose_train, tmp_path, name):
         "optim.epochs=2",
         "optim.batch_size=8",
         "optim.precision=fp32",
-        "backbone.pretrained=false",  # needs a download
+        "optim.warmup_epochs=1",
+        # What needs a download, a checkpoint, or images in files:
+        "backbone.pretrained=false",
+        "backbone.init=null",
+        "data.train_sizes=null",
+        "data.ramp_epochs=null",
+        "data.rand_augment=null",
         f"run_dir={tmp_path}/run",
     )
     model = load_model(fit(cfg, Ranks(), torch.device("cpu")))

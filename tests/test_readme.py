@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mrl import config
+from mrl.config_rules import validate
 
 ROOT = Path(__file__).parent.parent
 LINES = [line.strip() for line in (ROOT / "README.md").read_text().splitlines()]
@@ -23,7 +23,7 @@ def overrides_of(line):
 
 @pytest.mark.parametrize("line", TRAIN)
 def test_the_command_composes(compose_train, line):
-    config.validate(compose_train(*overrides_of(line)))
+    validate(compose_train(*overrides_of(line)))
 
 
 def test_there_are_commands_to_check():

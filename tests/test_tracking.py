@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interrupts import stop_at
 
 from mrl.distributed import Ranks
 from mrl.precision import _cpu_multiplies_bf16, pick_precision
@@ -37,6 +38,33 @@ def test_wandb_offline_needs_no_account(tmp_path):
     (log,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
     assert b"holdout/top1/d0008" in log.read_bytes()
     assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_wandb_goes_on_with_the_same_run(tiny_run, monkeypatch):
+    """A requeued run has one id; offline each start writes a directory of its own."""
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    options = ["tracking=wandb", "tracking.mode=offline"]
+    cfg = tiny_run(*options)
+    with monkeypatch.context() as patch:
+        stop_at(5, patch)
+        with pytest.raises(KeyboardInterrupt):
+            fit(cfg, Ranks(), torch.device("cpu"))
+    fit(tiny_run(*options, "resume=true"), Ranks(), torch.device("cpu"))
+    ids = {p.name.split("-")[-1] for p in Path(cfg.run_dir, "wandb").glob("offline-run-*")}
+    assert ids == {Path(cfg.run_dir, "wandb_id").read_text()}
+
+
+def test_a_dashboard_that_fails_does_not_stop_training(tiny_run, monkeypatch, capsys):
+    from torch.utils import tensorboard
+
+    def broken(*args, **kwargs):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(tensorboard.SummaryWriter, "add_scalar", broken)
+    cfg = tiny_run("tracking=tensorboard")
+    fit(cfg, Ranks(), torch.device("cpu"))
+    assert Path(cfg.run_dir, "finished").exists()
+    assert capsys.readouterr().out.count("no route to host") == 1
 
 
 def test_tensorboard_mirrors_the_record(tiny_run):

@@ -1,0 +1,108 @@
+"""What a run changes from step to step, and how it is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mrl.checkpoint import CheckpointError
+from mrl.distributed import all_reduce_sum
+from mrl.model import MRLModel
+from mrl.optim import build_optimizer
+from mrl.sharding import full_state, load_full_state
+
+if TYPE_CHECKING:
+    from mrl.config import OptimConfig
+
+
+class TrainState:
+    """Model, optimizer, the loss scale of fp16, and the running average of the weights."""
+
+    def __init__(
+        self,
+        model: MRLModel,
+        cfg: OptimConfig,
+        precision: str,
+        device: torch.device,
+        *,
+        sharded: bool = False,
+    ) -> None:
+        self.model = model
+        self.sharded = sharded
+        self.clip_norm = cfg.clip_norm
+        self.optimizer = build_optimizer(model, cfg)
+        # Only fp16 needs it: bf16 has float32's range.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.average: AveragedModel | None = None
+        if cfg.ema is not None:
+            average = get_ema_multi_avg_fn(cfg.ema)
+            self.average = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+    @property
+    def evaluated(self) -> MRLModel:
+        """The averaged weights if there are any, else the model."""
+        return self.model if self.average is None else cast(MRLModel, self.average.module)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one part of a batch."""
+        self.scaler.scale(loss).backward()
+
+    def update(self, lr: float) -> None:
+        """One step of the optimizer with the gradients added up since the last."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if self.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def is_finite(self) -> bool:
+        """Whether all weights are, on all ranks; a GPU is waited for once."""
+        local = [p.to_local() if isinstance(p, DTensor) else p for p in self.model.parameters()]
+        unusable = torch.stack([(~torch.isfinite(p)).any() for p in local]).sum()
+        return not all_reduce_sum(unusable).item()
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a checkpoint; all ranks must call this, and rank 0 gets the whole."""
+        if self.sharded:
+            model, optimizer = full_state(self.model, self.optimizer)
+            return {"model": model, "optimizer": optimizer}
+        saved: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        if self.scaler.is_enabled():
+            saved["scaler"] = self.scaler.state_dict()
+        if self.average is not None:
+            saved["average"] = self.average.module.state_dict()
+            saved["num_averaged"] = self.average.n_averaged
+        return saved
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`to_dict` gave.
+
+        Raises:
+            CheckpointError: if it is of another model or optimizer (a resumed run with force=true).
+        """
+        try:
+            if self.sharded:
+                load_full_state(self.model, self.optimizer, saved)
+                return
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint does not fit this config: {error}") from error
+        if self.scaler.is_enabled() and "scaler" in saved:
+            self.scaler.load_state_dict(saved["scaler"])
+        if self.average is not None and "average" in saved:
+            self.average.module.load_state_dict(saved["average"])
+            self.average.n_averaged.copy_(saved["num_averaged"])
