@@ -1,18 +1,23 @@
 """eval.py: a tiny run from training to rows, and what it refuses."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 from mrl import config
+from mrl.checkpoint import load_model
+from mrl.config_rules import run_dirs
 from mrl.distributed import Ranks
-from mrl.evaluation import EVALUATORS, as_table, evaluate_run
+from mrl.evaluation import EVALUATORS, as_table, evaluate_run, subject
 from mrl.evaluation.rows import Row, append_rows
 from mrl.report.rows import read_rows
 from mrl.train_loop import fit
@@ -94,13 +99,25 @@ def test_refused_before_any_work(tmp_path: Path) -> None:
     for override in ("+unknown=1", "+evals.classify.x=1"):
         with pytest.raises(config.ConfigError, match=r"unknown|'x'"):
             compose_eval("run=a", override)
-    with pytest.raises(config.ConfigError, match="no value for run"):
-        compose_eval()
+    with pytest.raises(config.ConfigError, match="give one of run=DIRECTORY and ckpt=FILE"):
+        run_dirs(compose_eval())
+    with pytest.raises(config.ConfigError, match="give one of run=DIRECTORY and ckpt=FILE"):
+        run_dirs(compose_eval("run=a", "ckpt=b", "out=c"))
+    for overrides in (["run=a", "out=b"], ["ckpt=a"]):
+        with pytest.raises(config.ConfigError, match="is needed with it"):
+            run_dirs(compose_eval(*overrides))
+    with pytest.raises(config.ConfigError, match="data_root is for the run's own"):
+        run_dirs(compose_eval("run=a", "data=synthetic", "data_root=b"))
+    with pytest.raises(config.ConfigError, match="split=holdout is of the data set"):
+        run_dirs(compose_eval("run=a", "queries=imagenet_a", "split=holdout"))
+    for override, section in (("data.root=x", "data"), ("queries.root=x", "queries")):
+        with pytest.raises(config.ConfigError, match=f"{section} has keys but no name"):
+            compose_eval("run=a", override)
     with pytest.raises(config.ConfigError, match="run must be a run directory"):
-        config.run_dirs(compose_eval("run=3"))
+        run_dirs(compose_eval("run=3"))
     with pytest.raises(config.ConfigError, match="batch_size must be at least 1"):
-        config.run_dirs(compose_eval("run=a", "batch_size=0"))
-    assert config.run_dirs(compose_eval("run=[a,b]")) == ["a", "b"]
+        run_dirs(compose_eval("run=a", "batch_size=0"))
+    assert run_dirs(compose_eval("run=[a,b]")) == ["a", "b"]
     with pytest.raises(RuntimeError, match="no checkpoint"):
         evaluate_run(tmp_path, compose_eval(f"run={tmp_path}"))
 
@@ -116,6 +133,116 @@ def test_settings_that_do_not_fit_the_run_write_no_rows(tiny_run: TinyRun) -> No
         with pytest.raises(ValueError, match=message):
             evaluate_run(run_dir, compose_eval(f"run={run_dir}", *overrides))
     assert not (run_dir / "rows.jsonl").exists()
+
+
+def pictures(root: Path, counts: dict[str, int]) -> Path:
+    """ROOT/CLASS/*.png, each class in a colour of its own."""
+    for i, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        for j in range(count):
+            shade = np.full((20, 24, 3), 20 * i + j, np.uint8)
+            Image.fromarray(shade).save(root / name / f"{j}.png")
+    return root
+
+
+def test_a_checkpoint_is_judged_on_other_images(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """Class folders by number are the ten classes; the bank is the run's own training part."""
+    run_dir = train(tiny_run("name=tiny", "seed=3"))
+    by_number = pictures(tmp_path / "v2", {str(c): 1 + c % 2 for c in range(10)})
+    out = tmp_path / "elsewhere" / "rows"
+    overrides = ["queries.name=v2", f"queries.root={by_number}", "device=cpu"]
+    ckpt = run_dir / "checkpoint.pt"
+    rows = evaluate_run(ckpt, compose_eval(f"ckpt={ckpt}", f"out={out}", *overrides))
+    assert {(r.run, r.experiment, r.seed, r.dataset, r.split, r.n) for r in rows} == {
+        ("elsewhere/rows", "tiny", 3, "v2", "test", 15)
+    }
+    assert {r.evaluator for r in rows} == {"classify", "knn", "interpolation"}
+    assert len(read_rows([out])) == len(rows)
+    assert sorted(p.name for p in run_dir.iterdir() if p.name in ("features", "rows.jsonl")) == []
+    again = evaluate_run(run_dir, compose_eval(f"run={run_dir}", *overrides))
+    assert [r.value for r in again] == [r.value for r in rows]
+
+
+def test_the_head_of_a_checkpoint_needs_its_classes(tiny_run: TinyRun, tmp_path: Path) -> None:
+    run_dir = train(tiny_run())
+    other = pictures(tmp_path / "q", {"cat": 2, "dog": 3})
+    mapped = tmp_path / "map.json"
+    mapped.write_text(json.dumps({"cat": ["class 3", "class 4"], "dog": "class 0"}))
+    base = [f"run={run_dir}", "queries.name=q", f"queries.root={other}", "evals=[classify]"]
+    with pytest.raises(ValueError, match=r"2 of 2 class folders are none of the 10 classes"):
+        evaluate_run(run_dir, compose_eval(*base))
+    rows = evaluate_run(run_dir, compose_eval(*base, f"queries.classes_map={mapped}"))
+    assert {row.n for row in rows} == {5}
+    data = ["data=synthetic", "data.num_classes=12", "data.num_images=80"]
+    with pytest.raises(ValueError, match=r"2 of 12 class folders .*'evals=\[knn\]' does without"):
+        evaluate_run(run_dir, compose_eval(f"run={run_dir}", *data))
+    # The training part of those data, and not of the run's, is then the bank.
+    rows = evaluate_run(run_dir, compose_eval(f"run={run_dir}", *data, "evals=[knn]"))
+    assert {row.n for row in rows} == {20}
+
+
+def test_weights_alone_need_a_data_set(tiny_run: TinyRun, tmp_path: Path, monkeypatch) -> None:
+    """As a file of the authors' comes: no config, no class list."""
+    run_dir = train(tiny_run())
+    model = load_model(run_dir)
+    file = tmp_path / "r50_mrl1.pt"
+    torch.save({"fc.weight": torch.zeros(2)}, file)  # no checkpoint of this project
+    monkeypatch.setattr(subject, "load_model", lambda path: model)
+    base = [f"ckpt={file}", f"out={tmp_path}/out", "device=cpu"]
+    with pytest.raises(ValueError, match="does not say what data it was trained on"):
+        evaluate_run(file, compose_eval(*base))
+    data = ["data=synthetic", "data.num_images=48", "data.holdout=16"]
+    rows = evaluate_run(file, compose_eval(*base, *data))
+    assert (rows[0].experiment, rows[0].commit, rows[0].run.split("/")[1]) == (
+        "r50_mrl1",
+        "unknown",
+        "out",
+    )
+    own = evaluate_run(run_dir, compose_eval(f"run={run_dir}", "device=cpu"))
+    assert [row.value for row in rows] == [row.value for row in own]
+    with pytest.raises(ValueError, match="does not name its 10 classes, and the data set has 4"):
+        evaluate_run(file, compose_eval(*base, "data=synthetic", "data.num_classes=4"))
+
+
+def test_imagenets_classes_are_known() -> None:
+    names = subject.imagenet_1k()
+    assert len(names) == 1000 and names == sorted(names)
+    assert names[0] == "n01440764" and names[-1] == "n15075141"
+
+
+def test_two_ranks_count_every_image_once(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """13 images to judge and 33 of the bank, in batches of 4: neither number can be shared."""
+    shape = ["data.num_classes=13", "data.num_images=49", "data.holdout=16"]
+    run_dir = train(tiny_run(*shape))
+    command = [f"ckpt={run_dir}", "batch_size=4", "device=cpu"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = {}
+    for out, launcher in (("one", []), ("two", launch)):
+        done[out] = subprocess.run(
+            [sys.executable, *launcher, str(ROOT / "eval.py"), *command, f"out={tmp_path}/{out}"],
+            capture_output=True, text=True, cwd=tmp_path, env=env, check=False,
+        )  # fmt: skip
+        assert done[out].returncode == 0, done[out].stderr
+    lines = ((tmp_path / name / "rows.jsonl").read_text().splitlines() for name in done)
+    one, two = ([Row(**json.loads(line)) for line in of_run] for of_run in lines)
+    assert [(r.metric, r.granularity, r.value, r.n) for r in one] == [
+        (r.metric, r.granularity, r.value, r.n) for r in two
+    ]
+    assert {row.n for row in two} == {13}
+    assert done["two"].stdout == done["one"].stdout.replace("/one", "/two")  # rank 0 alone speaks
+    features = {
+        name: {
+            entry.name: (np.load(entry / "embeddings.npy"), np.load(entry / "labels.npy"))
+            for entry in (tmp_path / name / "features").iterdir()
+        }
+        for name in ("one", "two")
+    }
+    assert features["one"].keys() == features["two"].keys()
+    for name, (z, labels) in features["one"].items():
+        np.testing.assert_array_equal(labels, features["two"][name][1])
+        np.testing.assert_array_equal(z, features["two"][name][0])
+    assert sorted(len(z) for z, _ in features["two"].values()) == [13, 33]
 
 
 def make_row(metric: str, m: int, value: float) -> Row:

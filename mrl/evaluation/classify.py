@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mrl.evaluation.class_matching import is_right
 from mrl.evaluation.contract import Features, Head, Score, per_cent
 
 if TYPE_CHECKING:
@@ -27,10 +28,16 @@ def run(bank: None, queries: Features, head: Head, cfg: "ClassifyConfig") -> Ite
 def top1(
     logits_of: Callable[[Tensor], Mapping[int, Tensor]], features: Features
 ) -> dict[int, float]:
-    """Per cent right at each width, where ``logits_of(z (N, D))`` is ``{m: logits (N, C)}``."""
+    """Per cent right at each width, where ``logits_of(z (N, D))`` is ``{m: logits (N, C)}``.
+
+    Where the images have some of the classes only, so have the predictions, as the paper does
+    with ImageNet-A and -R.
+    """
+    match = features.in_head
     correct: dict[int, list[Tensor]] = {}
     pairs = zip(features.z.split(_CHUNK), features.labels.split(_CHUNK), strict=True)
     for z_ND, labels_N in pairs:
         for m, logits_NC in logits_of(z_ND).items():
-            correct.setdefault(m, []).append(logits_NC.argmax(1) == labels_N)
+            best_N = logits_NC.argmax(1) if match is None else match.predicted(logits_NC)
+            correct.setdefault(m, []).append(is_right(best_N, labels_N, match))
     return {m: per_cent(torch.cat(parts)) for m, parts in correct.items()}

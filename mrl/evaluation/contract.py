@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mrl.evaluation.class_matching import ClassMatch
 from mrl.heads import NestedHead, TiedHead
 
 Head = NestedHead | TiedHead
@@ -20,10 +21,16 @@ Head = NestedHead | TiedHead
 
 @dataclass(slots=True, frozen=True)
 class Features:
-    """Embeddings ``z`` (N, D) float32 and ``labels`` (N,) int64 of the same images."""
+    """Embeddings ``z`` (N, D) float32 and ``labels`` (N,) int64 of the same images.
+
+    ``in_head`` and ``in_bank`` say what the labels mean among the classes of the head and of the
+    bank; None: they are places in that list of classes.
+    """
 
     z: Tensor
     labels: Tensor
+    in_head: ClassMatch | None = None
+    in_bank: ClassMatch | None = None
 
     def __post_init__(self) -> None:
         if self.z.ndim != 2 or self.labels.shape != self.z.shape[:1]:
@@ -40,7 +47,8 @@ class Features:
         return len(self.labels)
 
     def to(self, device: torch.device) -> "Features":
-        return Features(self.z.to(device), self.labels.to(device))
+        matches = (m and m.to(device) for m in (self.in_head, self.in_bank))
+        return Features(self.z.to(device), self.labels.to(device), *matches)
 
 
 @dataclass(slots=True, frozen=True)
@@ -55,10 +63,14 @@ class Score:
 
 @dataclass(slots=True, frozen=True)
 class Evaluator:
-    """``run(bank, queries, head, cfg)``; ``bank`` is None where ``needs_bank`` is false."""
+    """``run(bank, queries, head, cfg)``; ``bank`` is None where ``needs_bank`` is false.
+
+    ``needs_classes``: it reads logits, so the queries' labels must be classes of the head.
+    """
 
     run: Callable[[Any, Features, Head, Any], Iterator[Score]]
     needs_bank: bool = True
+    needs_classes: bool = True
 
 
 def per_cent(correct: Tensor) -> float:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mrl.evaluation.class_matching import is_right
 from mrl.evaluation.contract import Features, Head, Score, per_cent
 from mrl.search import nested_knn
 
@@ -27,7 +28,7 @@ def run(bank: Features, queries: Features, head: Head, cfg: "KnnConfig") -> Iter
 def knn_scores(
     bank: Features, queries: Features, widths: Sequence[int], ks: Sequence[int]
 ) -> Iterator[Score]:
-    """Accuracy of k-NN for all ``ks`` at all ``widths``, from one search.
+    """Accuracy of k-NN for all ``ks`` at all ``widths``, from one search of the whole bank.
 
     A prefix of zeros (ReLU features have them at small widths) has cosine 0 to everything.
 
@@ -45,7 +46,8 @@ def knn_scores(
     for m, indices_QK in zip(widths, indices, strict=True):
         labels_QK = bank.labels[indices_QK]
         for k in ks:
-            correct_Q = majority_vote(labels_QK[:, :k]) == queries.labels
+            vote_Q = majority_vote(labels_QK[:, :k])
+            correct_Q = is_right(vote_Q, queries.labels, queries.in_bank)
             yield Score(f"top1_k{k}", m, per_cent(correct_Q), len(queries))
 
 

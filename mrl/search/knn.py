@@ -24,6 +24,7 @@ from mrl.search.candidates import MIN_NORM, BankSide, CandidatePool, Metric
 from mrl.search.checks import check_norms, check_sets
 
 _MAX_GROUP = 64  # columns whose maximum the filter looks at first
+_NORM_ROWS = 8192  # whose norms are computed at once
 
 
 @torch.no_grad()
@@ -120,8 +121,13 @@ def _fill(
 
 def _square_norms(x: Tensor, widths: list[int]) -> Tensor:
     """Squared norms of every prefix, float64 (G, N)."""
-    blocks = [x[:, lo:hi].double().square().sum(1) for lo, hi in pairwise([0, *widths])]
-    return torch.stack(blocks).cumsum(0)
+    blocks = list(pairwise([0, *widths]))
+    # In chunks of rows: the bank may be a map of a file that is larger than memory.
+    chunks = [
+        torch.stack([rows[:, lo:hi].double().square().sum(1) for lo, hi in blocks])
+        for rows in x.split(_NORM_ROWS)
+    ]
+    return torch.cat(chunks, dim=1).cumsum(0)
 
 
 @contextmanager
