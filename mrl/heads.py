@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mrl.fused_loss import nested_loss, tied_loss
 from mrl.losses import check_labels, nested_cross_entropy, weighted_sum
 from mrl.nesting import check_granularities, check_weights, prefix
 
@@ -43,15 +44,28 @@ class _Head(nn.Module):
             label_smoothing: as in :func:`mrl.nested_cross_entropy`.
 
         Returns:
-            ``(total, {m: loss})``: scalars; the parts are unweighted.
+            ``(total, {m: loss})``: scalars; the parts are unweighted.  The gradient of ``total`` is
+            computed along with it; that of a part, or a second one, only when it is asked for.
 
         Raises:
             ValueError: for labels (on the CPU) outside 0..C-1, or weights that do not fit.
+            RuntimeError: by backward, if a second derivative is asked for (create_graph).
         """
         if labels.device.type == "cpu":  # on a GPU it would wait for the device at every step
             check_labels(labels, self.num_classes)
-        losses = nested_cross_entropy(self(z), labels, label_smoothing)
-        return weighted_sum(losses, check_weights(weights, self.granularities)), losses
+        self._check_width(z)
+        c_G = check_weights(weights, self.granularities)
+        if len(c_G) == 1 or not any(c_G) or labels.requires_grad:
+            losses = nested_cross_entropy(self(z), labels, label_smoothing)
+            return weighted_sum(losses, c_G), losses
+        total, losses_G = self._fused_loss(z, labels, c_G, label_smoothing)
+        return total, dict(zip(self.granularities, losses_G.unbind(), strict=True))
+
+    @abstractmethod
+    def _fused_loss(
+        self, z: Tensor, labels: Tensor, c_G: list[float], label_smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        """The total, and the losses (G,), as :mod:`mrl.fused_loss` computes them."""
 
     def _check_width(self, z: Tensor) -> None:
         if z.shape[-1] != self.embed_dim:
@@ -86,6 +100,14 @@ class NestedHead(_Head):
         self._check_width(z)
         return {m: self.classifiers[str(m)](prefix(z, m)) for m in self.granularities}
 
+    def _fused_loss(
+        self, z: Tensor, labels: Tensor, c_G: list[float], label_smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        parameters = dict(self.classifiers.named_parameters())
+        weights = [parameters[f"{m}.weight"] for m in self.granularities]
+        biases = [p for name, p in parameters.items() if name.endswith("bias")]
+        return nested_loss(z, weights, biases, labels, c_G, label_smoothing)
+
 
 class TiedHead(_Head):
     """MRL-E: one weight (C, D) whose first m columns are the classifier of m (paper, section 3).
@@ -117,6 +139,13 @@ class TiedHead(_Head):
             logits[m] = logits[start] + block_NC if start else block_NC
             start = m
         return logits
+
+    def _fused_loss(
+        self, z: Tensor, labels: Tensor, c_G: list[float], label_smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        return tied_loss(
+            z, self.weight, self.bias, self.granularities, labels, c_G, label_smoothing
+        )
 
     def logits_at(self, z: Tensor, m: int) -> Tensor:
         """Logits (N, C) of any width m in 1..D, trained or not, by the column slice W[:, :m]."""
