@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from grey_batches import joined, make_loader
+from interrupts import stop_at
 from make_betons import write_betons
 from PIL import Image
 
@@ -106,6 +107,48 @@ def test_progressive_sizes(data_config: MakeConfig, wnids: Path) -> None:
     assert next(make_loader(cfg, train=False).batches(0))[0].shape[-1] == 40
 
 
+def options(root: Path, loader: str) -> list[str]:
+    """Overrides for a small network on the pictures in ``root``."""
+    return [
+        "name=parity",
+        "data=imagefolder",
+        f"data.root={root}",
+        "data.image_size=32",
+        "data.workers=0",
+        f"data.loader={loader}",
+        "backbone.widths=[16,32]",
+        "backbone.blocks=[1,1]",
+        "optim.batch_size=24",
+        "optim.precision=fp32",
+    ]
+
+
+@pytest.mark.parametrize("loader", ["torch", "ffcv"])
+def test_a_resumed_run_equals_a_straight_one_bit_for_bit(
+    compose_train: Callable[..., TrainConfig],
+    wnids: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    loader: str,
+) -> None:
+    from mrl.checkpoint import load_checkpoint
+    from mrl.distributed import Ranks
+    from mrl.train_loop import fit
+
+    tiny = [*options(wnids, loader), "head.granularities=[2,32]", "optim.epochs=1"]
+    tiny += ["optim.warmup_epochs=0", "data.train_sizes=[32,64]", "data.ramp_epochs=[0,0]"]
+    straight = compose_train(*tiny, f"run_dir={tmp_path}/straight")
+    stopped = compose_train(*tiny, f"run_dir={tmp_path}/stopped", "resume=true")
+    fit(straight, Ranks(), torch.device("cpu"))
+    with monkeypatch.context() as patch:
+        stop_at(4, patch)
+        with pytest.raises(KeyboardInterrupt):
+            fit(stopped, Ranks(), torch.device("cpu"))
+    fit(stopped, Ranks(), torch.device("cpu"))
+    a, b = (load_checkpoint(cfg.run_dir)["model"] for cfg in (straight, stopped))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 @pytest.mark.slow
 def test_a_model_learns_the_same_from_both(
     compose_train: Callable[..., TrainConfig], data_config: MakeConfig, wnids: Path, tmp_path: Path
@@ -132,18 +175,9 @@ def test_a_model_learns_the_same_from_both(
     for name, scores in found.items():
         for seed in range(2):
             cfg = compose_train(
-                "name=parity",
-                "data=imagefolder",
-                f"data.root={wnids}",
-                "data.image_size=32",
-                "data.workers=0",
-                f"data.loader={name}",
-                "backbone.widths=[16,32]",
-                "backbone.blocks=[1,1]",
+                *options(wnids, name),
                 "head.granularities=[32]",
                 "optim.epochs=8",
-                "optim.batch_size=24",
-                "optim.precision=fp32",
                 f"seed={seed}",
                 f"run_dir={tmp_path}/{name}{seed}",
             )
