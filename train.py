@@ -28,6 +28,8 @@ def main(composed: DictConfig) -> None:
             if ranks.is_main:
                 print(f"checkpoint: {checkpoint}\nnext: python eval.py run={cfg.run_dir}")
     except (ValueError, CheckpointError, NonFiniteError, OSError) as error:
+        if "SUBMITIT_EXECUTOR" in os.environ:
+            raise  # a job's exceptions reach the sweep that waits for it; exit codes do not
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command with resume=true goes on")

@@ -1,4 +1,7 @@
-"""Processes that train together, under ``torchrun``; one process alone needs no set-up."""
+"""Processes that train together, under ``torchrun`` or as tasks of a job that submitit started.
+
+One process alone needs no set-up.
+"""
 
 import gc
 import os
@@ -48,7 +51,11 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def process_group(device_name: str) -> Iterator[tuple[Ranks, torch.device]]:
-    """Join the processes that torchrun started, if it did: nccl on GPUs, gloo on CPUs."""
+    """Join the processes that torchrun or submitit started: nccl on GPUs, gloo on CPUs."""
+    if "SUBMITIT_EXECUTOR" in os.environ and "WORLD_SIZE" not in os.environ:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     ranks = Ranks(int(os.environ.get("RANK", 0)), world_size, int(os.environ.get("LOCAL_RANK", 0)))
     device = pick_device(device_name, ranks.local_rank)

@@ -8,11 +8,16 @@ install_requirements tests/requirements.txt
 if [ "${1:-}" = --all ]; then
     shift
     export MRL_TEST_ALL=1
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v chromium >/dev/null; then
-        echo "installing Chromium for the report's tests"
+    packages=()
+    command -v chromium >/dev/null || packages+=(chromium)
+    command -v slurmctld >/dev/null || packages+=(slurmctld slurmd slurm-client munge)
+    if [ ${#packages[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "installing ${packages[*]}"
         apt-get update -qq
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+            "${packages[@]}" >/dev/null
     fi
+    bash scripts/install_ffcv.sh
     python scripts/get_data.py
 fi
 
