@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.util import find_spec
 
 import hydra
 from omegaconf import DictConfig
@@ -40,4 +41,6 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    if find_spec("submitit") is None and any("launcher=submitit" in word for word in sys.argv):
+        sys.exit("error: this launcher needs a package: pip install hydra-submitit-launcher")
     main()

@@ -66,6 +66,8 @@ def _contents(run_dir: Path) -> list[str]:
         probe = run_dir / ".write-probe"
         probe.touch()
         probe.unlink(missing_ok=True)  # another rank may have been quicker
-        return sorted(path.name for path in run_dir.iterdir() if path != probe)
+        # Names with a dot: what a killed process had not finished writing.
+        names = (path.name for path in run_dir.iterdir())
+        return sorted(name for name in names if not name.startswith("."))
     except OSError as error:
         raise ConfigError(f"cannot write to run_dir={run_dir}: {error.strerror}") from error

@@ -74,7 +74,12 @@ def stop_request(ranks: Ranks) -> Iterator[StopRequest]:
     A second Ctrl-C stops at once.
     """
     request = StopRequest(ranks)
-    request.former = {number: signal.signal(number, request.note) for number in SIGNALS}
+    numbers = set(SIGNALS)
+    if callable(signal.getsignal(signal.SIGTERM)):
+        # submitit lets SIGTERM pass: SLURM then ends the job and queues it again, which it would
+        # not do for a job that ended by itself.
+        numbers.remove(signal.SIGTERM)
+    request.former = {number: signal.signal(number, request.note) for number in numbers}
     try:
         yield request
     finally:

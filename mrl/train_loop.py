@@ -80,8 +80,11 @@ def fit(cfg: TrainConfig, ranks: Ranks, device: torch.device) -> Path:
     schedule = _schedule(cfg, steps)
     if ranks.is_main:
         announce(cfg, model, schedule, precision, device, ranks, first_step)
+    finished = Path(cfg.run_dir) / FINISHED_NAME
     if first_step >= schedule["total_steps"]:
+        finished.touch()  # it may have been killed between the last checkpoint and this
         return checkpoints.newest
+    finished.unlink(missing_ok=True)  # of the same run with fewer epochs (force=true)
 
     objective = _distribute(NestedObjective(model, cfg.optim.label_smoothing), cfg, ranks, device)
     weights_at = _weights_of_step(cfg, model.granularities)
@@ -135,8 +138,7 @@ def fit(cfg: TrainConfig, ranks: Ranks, device: torch.device) -> Path:
                     save(done, top1.get(model.granularities[-1]))
                 if stopped_by and done < schedule["total_steps"]:
                     stop.leave(stopped_by, done)
-    if ranks.is_main:
-        (Path(cfg.run_dir) / FINISHED_NAME).touch()
+    finished.touch()
     return checkpoints.newest
 
 

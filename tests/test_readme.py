@@ -9,12 +9,14 @@ import pytest
 from mrl.config_rules import validate
 
 ROOT = Path(__file__).parent.parent
-LINES = [line.strip() for line in (ROOT / "README.md").read_text().splitlines()]
+TEXT = re.sub(r"\\\n\s*", "", (ROOT / "README.md").read_text())  # commands over several lines
+LINES = [line.strip() for line in TEXT.splitlines()]
 TRAIN = [line for line in LINES if re.match(r"(python|torchrun .*) ?train\.py ", line)]
 
 
 def overrides_of(line):
     words = shlex.split(line.split("train.py", 1)[1])
+    words = [word for word in words if not word.startswith("hydra")]  # how to run, not what
     if "-m" not in words:
         return words
     # Of a sweep, its first job: "seed=0,1" -> "seed=0", "x=[2],[8]" -> "x=[2]".

@@ -54,6 +54,28 @@ def test_the_signals_former_handler_has_the_last_word(tiny_run, monkeypatch):
         signal.signal(signal.SIGUSR2, former)
 
 
+def test_a_former_handler_of_sigterm_is_left_in_place(tiny_run, monkeypatch):
+    """submitit's lets it pass, since SLURM queues the job again only if SLURM ends it."""
+    cfg = tiny_run()
+    passed = []
+    former = signal.signal(signal.SIGTERM, lambda number, frame: passed.append(number))
+    try:
+        stop_at(2, monkeypatch, signal.SIGTERM)
+        train(cfg)
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert passed == [signal.SIGTERM]
+    assert Path(cfg.run_dir, "finished").exists()
+
+
+def test_a_run_killed_just_before_it_was_marked_finished_is_marked_later(tiny_run):
+    cfg = tiny_run()
+    train(cfg)
+    Path(cfg.run_dir, "finished").unlink()
+    train(dataclasses.replace(cfg, resume=True))
+    assert Path(cfg.run_dir, "finished").exists()
+
+
 def test_a_signal_in_the_last_step_finishes_the_run(tiny_run, monkeypatch):
     cfg = tiny_run()
     stop_at(7, monkeypatch, signal.SIGTERM)

@@ -158,6 +158,12 @@ def test_another_runs_directory_is_refused(tiny_run):
     assert checkpoint.read_bytes() == before
 
 
+def test_what_a_killed_process_was_writing_is_no_other_run(tiny_run, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config.yaml.77").write_text("half")
+    train(tiny_run("resume=true"))
+
+
 def test_a_directory_of_something_else_is_refused(tiny_run, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("years of work")

@@ -32,7 +32,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=1,bf_interval=1
 SlurmdParameters=config_overrides
-SlurmctldParameters={preempt_signal}
+SlurmctldParameters=preempt_send_user_signal
 ReturnToService=2
 KillWait=10
 PreemptType=preempt/partition_prio
@@ -52,8 +52,7 @@ PartitionName=high Nodes={host},n2 MaxTime=INFINITE PriorityTier=10 PreemptMode=
 
 def why_not() -> str | None:
     """What this machine lacks to run a SLURM of its own; None: nothing."""
-    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
-    missing = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
+    missing = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
     if missing:
         return f"no {', '.join(missing)} (Debian: slurmctld slurmd slurm-client munge)"
     if os.getuid() != 0:
@@ -62,28 +61,20 @@ def why_not() -> str | None:
 
 
 @contextmanager
-def two_nodes(folder: Path, preempt_signal: str = "preempt_send_user_signal") -> Iterator[None]:
+def two_nodes(folder: Path) -> Iterator[None]:
     """Up and idle while the context lasts, with SLURM_CONF set; all of it is ended after.
 
-    Partition "high" takes nodes from "main", whose jobs get a signal and then 30 s.
+    Partition "high" takes nodes from "main", whose jobs get their --signal and then 30 s.
     """
     (folder / "state").mkdir()
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o400)
     conf = folder / "slurm.conf"
-    conf.write_text(
-        CONF.format(
-            host=HOST,
-            ports=_free_ports(3),
-            folder=folder,
-            preempt_signal=preempt_signal,
-        )
-    )
-    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
+    conf.write_text(CONF.format(host=HOST, ports=_free_ports(3), folder=folder))
     with ExitStack() as stack:
         before = {name: os.environ.get(name) for name in ("PATH", "SLURM_CONF")}
         stack.callback(_restore, before)
-        os.environ |= {"PATH": path, "SLURM_CONF": str(conf)}
+        os.environ |= {"PATH": _path(), "SLURM_CONF": str(conf)}
         files = [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
         # --force: its files lie where root alone may go.
         _start(stack, "munged", "-F", "--force", f"--socket={folder}/munge.socket", *files)
@@ -108,6 +99,10 @@ def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None
         if time.monotonic() > end:
             raise TimeoutError(f"waited {seconds} s for {what}")
         time.sleep(0.1)
+
+
+def _path() -> str:
+    return os.environ["PATH"] + ":/usr/sbin:/sbin"  # where Debian has the daemons, also for others
 
 
 def _start(stack: ExitStack, *command: str) -> None:

@@ -17,7 +17,7 @@ SBATCH = "scripts/slurm/train.sbatch"
 OPTIONS = ["data=synthetic", "data.num_images=304", "data.image_size=32", "data.holdout=16"]
 OPTIONS += ["backbone.widths=[16,32,64]", "optim.batch_size=32", "optim.precision=fp32"]
 OPTIONS += ["device=cpu", "tracking.log_every=1"]
-NESTED = [*OPTIONS, "head.granularities=[4,64]", "optim.epochs=12"]
+NESTED = [*OPTIONS, "head.granularities=[4,64]", "optim.epochs=20"]
 SECONDS = 200  # far more than anything takes here
 
 pytestmark = [
@@ -110,6 +110,18 @@ def test_an_array_trains_two_widths_and_a_stopped_task_goes_on(tmp_path):
         assert (state["JobState"], state["Restarts"]) == ("COMPLETED", restarts), text_of(log)
         assert (tmp_path / f"m{m}" / "finished").exists()
         assert load_checkpoint(tmp_path / f"m{m}")["config"]["head"]["granularities"] == [m]
+
+
+def test_a_cancelled_job_saves_and_is_not_queued_again(tmp_path):
+    where = ["--parsable", f"--output={tmp_path}/log"]
+    options = [*NESTED, "optim.epochs=999", f"run_dir={tmp_path}/run"]
+    job = run("sbatch", *where, SBATCH, *options)
+    wait_for_step(tmp_path / "run", 5)
+    run("scancel", job)
+    state = wait_for_end(job, tmp_path / "log")
+    assert (state["JobState"], state["Restarts"]) == ("CANCELLED", "0")
+    wait_for((tmp_path / "run" / "checkpoint.pt").exists, 30, "its checkpoint")
+    assert not run("squeue", "-h")
 
 
 def test_a_task_without_a_run_is_refused(tmp_path):
