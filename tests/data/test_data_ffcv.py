@@ -229,7 +229,13 @@ def test_corrupt_pictures_while_writing(betons: Path) -> None:
 def test_an_interrupt_leaves_nothing_behind(pictures: Path) -> None:
     os.mkfifo(pictures / "train" / "dog" / "pipe.jpg")  # reading it, the script waits for ever
     command = [sys.executable, SCRIPT, pictures, "--workers", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Shells let what they start in the background ignore Ctrl-C, and its children, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not list(pictures.glob(".train.beton*")) and time.monotonic() < deadline:
         time.sleep(0.01)
