@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mrl.model import MRLModel, build_model
+from mrl.model import MRLModel, model_for
 
 if TYPE_CHECKING:
     from mrl.config import TrainConfig
@@ -151,15 +151,9 @@ def model_of(state: Mapping[str, Any]) -> MRLModel:
     Raises:
         CheckpointError: if the weights do not fit the model that the config describes.
     """
-    cfg, data = config_of(state), state["data"]
+    cfg = config_of(state)
     cfg.backbone.pretrained = False  # the weights come from the checkpoint: download nothing
-    model = build_model(
-        cfg.backbone,
-        cfg.head,
-        num_classes=len(data["classes"]),
-        in_channels=data["in_channels"],
-        image_size=cfg.data.image_size,
-    )
+    model = model_for(cfg, state["data"])
     try:
         model.load_state_dict(state.get("average", state["model"]))
     except RuntimeError as error:

@@ -1,6 +1,7 @@
 """The model: an encoder with nested classifiers on its embedding."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -9,7 +10,7 @@ from mrl.heads import NestedHead, TiedHead, build_head
 from mrl.nesting import check_granularities, log_spaced, uniform
 
 if TYPE_CHECKING:
-    from mrl.config import BackboneConfig, HeadConfig
+    from mrl.config import BackboneConfig, HeadConfig, TrainConfig
 
 
 class MRLModel(nn.Module):
@@ -65,6 +66,17 @@ def build_model(
     widths = resolve_granularities(head, embed_dim)
     return MRLModel(
         encoder, build_head(head.kind.name, embed_dim, num_classes, widths, bias=head.bias)
+    )
+
+
+def model_for(cfg: "TrainConfig", data_facts: Mapping[str, Any]) -> MRLModel:
+    """The model of a run; ``data_facts`` (classes, in_channels) is what its checkpoint notes."""
+    return build_model(
+        cfg.backbone,
+        cfg.head,
+        num_classes=len(data_facts["classes"]),
+        in_channels=data_facts["in_channels"],
+        image_size=cfg.data.image_size,
     )
 
 

@@ -20,7 +20,7 @@ from mrl.console import announce, epoch_line, progress_bar
 from mrl.data import build_loader, load_splits
 from mrl.distributed import Ranks, all_reduce_sum, gather_objects
 from mrl.mixing import build_mix
-from mrl.model import MRLModel, build_model
+from mrl.model import MRLModel, model_for
 from mrl.nesting import check_weights, sample_weights
 from mrl.optim import freeze, learning_rate, peak_lr, train_mode
 from mrl.precision import autocast, pick_precision
@@ -189,13 +189,7 @@ def _build_model(cfg: TrainConfig, data_facts: dict[str, Any], *, from_scratch: 
     """The model to train; its first weights matter only where no checkpoint will replace them."""
     if not from_scratch:
         cfg = replace(cfg, backbone=replace(cfg.backbone, pretrained=False, init=None))
-    model = build_model(
-        cfg.backbone,
-        cfg.head,
-        num_classes=len(data_facts["classes"]),
-        in_channels=data_facts["in_channels"],
-        image_size=cfg.data.image_size,
-    )
+    model = model_for(cfg, data_facts)
     if cfg.backbone.init is not None:
         load_backbone_weights(model, cfg.backbone.init)
     if cfg.backbone.trainable is not None:
