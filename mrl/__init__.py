@@ -9,7 +9,7 @@ from mrl.heads import NestedHead, TiedHead
 from mrl.losses import MatryoshkaLoss, nested_cross_entropy
 from mrl.model import MRLModel
 from mrl.nesting import log_spaced, prefix, truncate, uniform
-from mrl.search import nested_knn
+from mrl.search import adaptive_search, funnel_search, nested_knn
 
 __version__ = "0.1.0"
 
@@ -18,6 +18,8 @@ __all__ = [
     "MatryoshkaLoss",
     "NestedHead",
     "TiedHead",
+    "adaptive_search",
+    "funnel_search",
     "load_model",
     "log_spaced",
     "nested_cross_entropy",

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 OPTIONAL = ["hydra", "omegaconf", "wandb", "ffcv", "matplotlib", "pandas", "timm", "torchvision"]
-OPTIONAL += ["tensorboard", "tabulate", "safetensors", "onnx", "onnxruntime"]
+OPTIONAL += ["tensorboard", "tabulate", "safetensors", "onnx", "onnxruntime", "faiss", "pyarrow"]
 USE = """
 import sys, torch, mrl
 head = mrl.NestedHead(16, 3, mrl.log_spaced(16, 2))

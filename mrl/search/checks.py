@@ -1,69 +1,73 @@
-"""Input checks of the searches, with errors that say which row of which set is at fault."""
+"""Input checks of the searches, with errors that say which row of which set is at fault.
+
+Shapes: N rows, D embedding width, L levels of width.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from mrl.search.pairs import MIN_NORM
+
 _MAX_SQUARE = 1e37  # squared norms above this overflow float32 in 2<q,x> - |x|^2
+_ROWS = 4096  # read at once: the bank may be a map of a file that is larger than memory
+_MOST_LEVELS = 16
 
 
-def check_sets(
-    bank: Tensor,
-    queries: Tensor,
-    k: int,
-    metric: str,
-    query_chunk: int | None,
-    bank_chunk: int | None,
-) -> None:
-    """Refuse shapes, types and counts that no search can answer."""
-    if metric not in ("cosine", "l2"):
-        raise ValueError(f"metric must be 'cosine' or 'l2', got {metric!r}")
-    for name, x in (("bank", bank), ("queries", queries)):
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
-        if x.ndim != 2 or 0 in x.shape:
-            raise ValueError(f"{name} must be (rows, width), neither 0, got {tuple(x.shape)}")
-    if bank.shape[1] != queries.shape[1]:
-        raise ValueError(
-            f"bank and queries differ in width: {bank.shape[1]} and {queries.shape[1]}"
-        )
-    if bank.dtype != queries.dtype or bank.device != queries.device:
-        raise TypeError(
-            f"bank and queries must share dtype and device, got {bank.dtype} on {bank.device} "
-            f"and {queries.dtype} on {queries.device}"
-        )
-    if not 1 <= k <= len(bank):
-        raise ValueError(f"k must lie in 1..{len(bank)} (the rows of the bank), got {k}")
-    for name, chunk in (("query_chunk", query_chunk), ("bank_chunk", bank_chunk)):
-        if chunk is not None and chunk < 1:
-            raise ValueError(f"{name} must be at least 1, got {chunk}")
+class SquareBounds:
+    """The largest squared norm of any row, at least, by width: its :meth:`at`."""
+
+    def __init__(self, levels: Sequence[int], largest_L: Tensor) -> None:
+        self.levels, self.largest = levels, largest_L.tolist()
+
+    def at(self, m: int) -> float:
+        return next(x for level, x in zip(self.levels, self.largest, strict=True) if level >= m)
 
 
-def check_norms(name: str, x: Tensor, sq_GN: Tensor, widths: list[int], min_norm: float) -> None:
-    """Refuse NaN, infinities, overflow, and prefixes shorter than ``min_norm``.
+def check_rows(
+    name: str, x: Tensor, widths: Sequence[int], *, nonzero: bool, workers: ThreadPoolExecutor
+) -> SquareBounds:
+    """Refuse NaN, infinities, overflow, and zero prefixes if ``nonzero``.
 
     Args:
         name: "bank" or "queries", for the message.
         x: (N, D).
-        sq_GN: squared norms of its prefixes (G, N), float64.
-        widths: the G prefix widths.
+        widths: of the prefixes, ascending.
+
+    Raises:
+        ValueError: naming the first such row, and the width.
     """
-    row = _first(~(sq_GN[-1] <= _MAX_SQUARE))
-    if row is not None:
-        m = next(m for m, sq in zip(widths, sq_GN[:, row], strict=True) if not sq <= _MAX_SQUARE)
-        where = f"{name} row {row} (granularity {m})"
-        if not torch.isfinite(x[row, :m]).all():
-            raise ValueError(f"{where} has NaN or infinite values")
-        raise ValueError(f"{where} has values too large for float32 products: scale the data down")
-    row = _first(sq_GN[0].sqrt() < min_norm)  # norms grow with the width: the first is the least
-    if row is not None:
-        raise ValueError(
-            f"{name} row {row} is all zeros in its first {widths[0]} columns (granularity "
-            f"{widths[0]}), so its cosine is undefined: drop such rows, use metric='l2', or pass "
-            f"allow_zero=True to score them 0"
-        )
+    step = -(-len(widths) // _MOST_LEVELS)
+    levels = sorted({widths[0], *widths[::-1][::step]})
+
+    def largest_in(start: int) -> Tensor:
+        rows = x[start : start + _ROWS, : levels[-1]].to(x.device, torch.float32)
+        parts = [torch.linalg.vector_norm(rows[:, a:b], dim=1) for a, b in pairwise([0, *levels])]
+        square_LN = torch.stack(parts).square_().cumsum(0)
+        wrong_N = ~(square_LN[-1] <= _MAX_SQUARE)
+        if nonzero:
+            wrong_N |= square_LN[0].sqrt() < MIN_NORM
+        if wrong_N.any():
+            row = start + int(wrong_N.int().argmax())
+            raise ValueError(f"{name} row {row} {_what_is_wrong(x[row], widths)}")
+        return square_LN.amax(1)
+
+    largest_L = torch.stack(list(workers.map(largest_in, range(0, len(x), _ROWS)))).amax(0)
+    return SquareBounds(levels, largest_L)
 
 
-def _first(mask_N: Tensor) -> int | None:
-    """Index of the first True, or None."""
-    return int(mask_N.int().argmax()) if bool(mask_N.any()) else None
+def _what_is_wrong(x_D: Tensor, widths: Sequence[int]) -> str:
+    for m in widths:
+        if not torch.isfinite(x_D[:m]).all():
+            return f"(granularity {m}) has NaN or infinite values"
+        if not x_D[:m].float().square().sum() <= _MAX_SQUARE:
+            return (
+                f"(granularity {m}) has values too large for float32 products: scale the data down"
+            )
+    return (
+        f"is all zeros in its first {widths[0]} columns (granularity {widths[0]}), so its cosine "
+        f"is undefined: drop such rows, use metric='l2', or pass allow_zero=True to score them 0"
+    )

@@ -7,36 +7,39 @@ pairs (few) are scored again in float64 and ranked.  Hence the answer does not d
 sizes, threads or the BLAS in use, and equal bank rows really tie; a float32 product alone gives
 neither (equal rows may differ in their last bit, which then decides who is nearest).
 
-Shapes: B bank, Q queries, D embedding width, M prefix width, G granularities, K neighbours,
-P candidate pairs.
+Where a sample shows that it pays, the bank is scanned with a narrow prefix only: prefixes are
+nested, so that it bounds the wider ones, and few pairs are left for those (``refine.py``).
+
+Shapes: B bank, Q queries, D embedding width, M prefix width, G granularities, K neighbours.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mrl.nesting import check_granularities
-from mrl.search.candidates import MIN_NORM, BankSide, CandidatePool, Metric
-from mrl.search.checks import check_norms, check_sets
+from mrl.search.checks import check_rows
+from mrl.search.inputs import Matrix, as_pair, check_count, check_metric
+from mrl.search.pairs import Metric
+from mrl.search.scan import Search
+from mrl.search.scan_plan import choose_plan
+from mrl.search.threads import workers
 
-_MAX_GROUP = 64  # columns whose maximum the filter looks at first
-_NORM_ROWS = 8192  # whose norms are computed at once
+MAX_BYTES, MIN_BYTES = 256 * 2**20, 2**20
 
 
 @torch.no_grad()
 def nested_knn(
-    bank: Tensor,
-    queries: Tensor,
+    bank: Matrix,
+    queries: Matrix,
     granularities: Sequence[int],
     k: int = 1,
     metric: Metric = "cosine",
     *,
-    query_chunk: int | None = None,
-    bank_chunk: int | None = None,
+    max_bytes: int = MAX_BYTES,
     allow_zero: bool = False,
     progress: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -46,88 +49,74 @@ def nested_knn(
     left.  Scores are compared as computed in float64; where they are equal the lower index wins.
 
     Args:
-        bank: (B, D) floating point; not modified.
-        queries: (Q, D), of the bank's dtype and device; not modified.
+        bank: (B, D) floating point, a tensor or an array, which may be mapped from a file that is
+            larger than memory; not modified.
+        queries: (Q, D), of the bank's dtype; not modified.  The search runs on their device.
         granularities: strictly increasing widths in 1..D.
         k: neighbours per query, 1..B.
         metric: "cosine" (similarity, descending) or "l2" (squared distance, ascending).
-        query_chunk, bank_chunk: rows per block. Scratch memory of each thread is about 8 bytes x
-            query_chunk x bank_chunk, and some 10 MiB per granularity for the referee. The answer
-            does not depend on them.
+        max_bytes: about how much memory to use besides the inputs and the result. The answer does
+            not depend on it.
         allow_zero: for cosine, score a prefix of norm below 1e-12 as 0 against everything (as
             ``F.normalize`` does) instead of refusing it.
-        progress: show a progress bar over the blocks of queries (needs tqdm).
+        progress: show a progress bar over the blocks of the bank (needs tqdm).
 
     Returns:
         ``(scores, indices)``, each (G, Q, k), best first; scores float32 (float64 for float64
-        input), indices int64.
+        input), good to 5e-6 (relative for "l2"); indices int64.
 
     Raises:
         ValueError: naming which of bank or queries, the row and the width, for NaN, infinities or
             all-zero prefixes; for k outside 1..B, empty or mismatched sets, bad granularities.
-        TypeError: if the two are not floating-point tensors of one dtype.
+        TypeError: if the two are not floating-point tensors or arrays of one dtype.
     """
-    check_sets(bank, queries, k, metric, query_chunk, bank_chunk)
+    scores, indices = float64_knn(
+        bank, queries, granularities, k, metric, max_bytes, allow_zero, progress
+    )
+    return in_units_of(metric, scores, queries.dtype), indices
+
+
+def in_units_of(metric: Metric, score: Tensor, dtype: torch.dtype | np.dtype) -> Tensor:
+    """Float64 scores, larger is nearer, as they are given out: distances for l2, in float32."""
+    score = -score if metric == "l2" else score
+    return score if dtype in (torch.float64, np.float64) else score.float()
+
+
+def float64_knn(
+    bank: Matrix,
+    queries: Matrix,
+    granularities: Sequence[int],
+    k: int,
+    metric: Metric,
+    max_bytes: int,
+    allow_zero: bool,
+    progress: bool,
+) -> tuple[Tensor, Tensor]:
+    """:func:`nested_knn` before its scores are rounded; larger is nearer for l2, too."""
+    bank, queries = as_pair(bank, queries)
+    check_metric(metric)
+    check_count("k", k, len(bank), "the rows of the bank")
+    if max_bytes < MIN_BYTES:
+        raise ValueError(f"max_bytes must be at least {MIN_BYTES}, got {max_bytes}")
     widths = check_granularities(granularities, bank.shape[1])
-    sq_GB, sq_GQ = _square_norms(bank, widths), _square_norms(queries, widths)
-    min_norm = MIN_NORM if metric == "cosine" and not allow_zero else 0.0
-    check_norms("bank", bank, sq_GB, widths, min_norm)
-    check_norms("queries", queries, sq_GQ, widths, min_norm)
-
-    query_chunk = query_chunk or (4096 if bank.is_cuda else 256)
-    bank_chunk = bank_chunk or (16384 if bank.is_cuda else 2048)
-    shape = (len(widths), len(queries), k)
-    scores = bank.new_empty(shape, dtype=torch.promote_types(bank.dtype, torch.float32))
-    indices = bank.new_empty(shape, dtype=torch.int64)
-    sides = [BankSide.at(bank, m, k, metric, sq_B) for m, sq_B in zip(widths, sq_GB, strict=True)]
-
-    @torch.no_grad()  # grad mode is set for each thread
-    def search(start: int) -> None:
-        block = slice(start, start + query_chunk)
-        pools = [
-            CandidatePool(side, queries[block], sq_Q[block], k)
-            for side, sq_Q in zip(sides, sq_GQ, strict=True)
-        ]
-        _fill(pools, bank, queries[block], widths, bank_chunk)
-        for g, pool in enumerate(pools):
-            scores[g, block], indices[g, block] = pool.ranked()
-
-    starts = range(0, len(queries), query_chunk)
-    with _full_float32(), _workers(bank.is_cuda) as workers:
-        done = workers.map(search, starts)
-        for _ in _with_bar(done, len(starts)) if progress else done:
-            pass
-    return scores, indices
-
-
-def _fill(
-    pools: list[CandidatePool], bank: Tensor, queries: Tensor, widths: list[int], bank_chunk: int
-) -> None:
-    """Offer every bank row to the pools, one per granularity, with running inner products."""
-    queries = queries.float()
-    # Padded to whole groups by columns that can win nothing.
-    group = max(1, min(_MAX_GROUP, min(bank_chunk, len(bank)) // (2 * pools[0].k)))
-    columns = -(-min(bank_chunk, len(bank)) // group) * group
-    value_QB = queries.new_full((len(queries), columns), -torch.inf)
-    for start in range(0, len(bank), bank_chunk):
-        chunk = bank[start : start + bank_chunk].float()
-        inner_QB = queries.new_zeros(len(queries), len(chunk))
-        value_QB[:, len(chunk) :] = -torch.inf
-        for pool, (lo, hi) in zip(pools, pairwise([0, *widths]), strict=True):
-            inner_QB.addmm_(queries[:, lo:hi], chunk[:, lo:hi].T)
-            pool.bank.filter_values(inner_QB, start, out=value_QB[:, : len(chunk)])
-            pool.offer(value_QB.view(len(queries), group, -1), start)
-
-
-def _square_norms(x: Tensor, widths: list[int]) -> Tensor:
-    """Squared norms of every prefix, float64 (G, N)."""
-    blocks = list(pairwise([0, *widths]))
-    # In chunks of rows: the bank may be a map of a file that is larger than memory.
-    chunks = [
-        torch.stack([rows[:, lo:hi].double().square().sum(1) for lo, hi in blocks])
-        for rows in x.split(_NORM_ROWS)
-    ]
-    return torch.cat(chunks, dim=1).cumsum(0)
+    nonzero = metric == "cosine" and not allow_zero
+    with _full_float32(), workers(queries.is_cuda) as pool:
+        check_rows("queries", queries, widths, nonzero=nonzero, workers=pool)
+        largest = check_rows("bank", bank, widths, nonzero=nonzero, workers=pool)
+        plan = choose_plan(bank, queries, widths, k, metric)
+        search = Search(bank, queries.device, k, metric, max_bytes, plan.bf16, largest.at, pool)
+        batches = queries.split(search.batch_size(widths))
+        with _bar(
+            progress, len(batches) * (1 if plan.start is None else 2) * len(bank)
+        ) as search.bar:
+            found = [
+                search.scan(batch, widths)
+                if plan.start is None
+                else search.refine(batch, widths, plan.start)
+                for batch in batches
+            ]
+    scores, indices = zip(*found, strict=True)
+    return torch.cat(scores, 1), torch.cat(indices, 1)
 
 
 @contextmanager
@@ -142,26 +131,12 @@ def _full_float32() -> Iterator[None]:
 
 
 @contextmanager
-def _workers(on_gpu: bool) -> Iterator[ThreadPoolExecutor]:
-    """Threads that each take whole blocks of queries, every operation in one thread.
-
-    With the operations themselves split over threads, these wait for each other after each of
-    thousands of short steps: 5 to 10 times slower where another program keeps one core busy.
-    """
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(1 if on_gpu else count) as pool:
-            try:
-                yield pool
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)  # Ctrl-C: not the whole queue first
-                raise
-    finally:
-        torch.set_num_threads(count)
-
-
-def _with_bar(done: Iterator[None], total: int) -> Iterable[None]:
+def _bar(shown: bool, total: int) -> Iterator[Callable[[int], object]]:
+    """What to call with the number of bank rows that were gone through."""
+    if not shown:
+        yield lambda rows: None
+        return
     from tqdm import tqdm  # `import mrl` works without it
 
-    return tqdm(done, total=total, desc="k-NN", unit="block", leave=False)
+    with tqdm(total=total, desc="k-NN", unit="row", unit_scale=True, leave=False) as bar:
+        yield bar.update

@@ -2,29 +2,20 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from brute_force import brute_force
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import mrl
-from mrl.search import candidates
+from mrl.search import candidates, scan
+
+CHUNKS = [(256, 2048), (1, 1), (7, 5), (3, 64)]  # queries, bank rows
 
 
-def brute_force(
-    bank: Tensor, queries: Tensor, widths: list[int], k: int, metric: str
-) -> tuple[Tensor, Tensor]:
-    scores, indices = [], []
-    for m in widths:
-        x, q = bank[:, :m].double(), queries[:, :m].double()
-        if metric == "cosine":
-            distance = -(F.normalize(q, dim=1)[:, None] * F.normalize(x, dim=1)).sum(2)
-        else:
-            distance = (q[:, None] - x).square().sum(2)
-        value, index = distance.sort(dim=1, stable=True)
-        scores.append(-value[:, :k] if metric == "cosine" else value[:, :k])
-        indices.append(index[:, :k])
-    return torch.stack(scores), torch.stack(indices)
+def use_chunks(monkeypatch: pytest.MonkeyPatch, queries: int, rows: int) -> None:
+    monkeypatch.setattr(scan, "_CHUNK_QUERIES", queries)
+    monkeypatch.setattr(scan, "_BLOCK_ROWS", rows)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -34,15 +25,18 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("k", [1, 5, 37])
-@pytest.mark.parametrize("chunks", [(None, None), (1, 1), (7, 5), (3, 64)])
+@pytest.mark.parametrize("chunks", CHUNKS)
 def test_equals_brute_force(
-    metric: str, dtype: torch.dtype, k: int, chunks: tuple[int | None, int | None]
+    metric: str,
+    dtype: torch.dtype,
+    k: int,
+    chunks: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    use_chunks(monkeypatch, *chunks)
     bank, queries = normal(37, 24).to(dtype), normal(11, 24, seed=1).to(dtype)
     widths = [2, 3, 8, 17, 24]
-    scores, indices = mrl.nested_knn(
-        bank, queries, widths, k, metric, query_chunk=chunks[0], bank_chunk=chunks[1]
-    )
+    scores, indices = mrl.nested_knn(bank, queries, widths, k, metric)
     wanted_scores, wanted = brute_force(bank, queries, widths, k, metric)
     assert indices.dtype == torch.int64
     assert scores.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -55,7 +49,7 @@ def test_equals_brute_force_where_float32_cannot_tell(metric: str) -> None:
     """Thousands of neighbours closer together than a float32 product resolves."""
     bank = 10 + normal(3000, 4) * 1e-2
     queries = bank[:20] + 1e-4
-    scores, indices = mrl.nested_knn(bank, queries, [2, 4], 3, metric, bank_chunk=700)
+    scores, indices = mrl.nested_knn(bank, queries, [2, 4], 3, metric)
     wanted_scores, wanted = brute_force(bank, queries, [2, 4], 3, metric)
     assert torch.equal(indices, wanted)
     torch.testing.assert_close(scores.double(), wanted_scores, rtol=1e-6, atol=1e-7)
@@ -65,18 +59,21 @@ def test_clusters_like_a_trained_classifiers() -> None:
     centres = normal(10, 32).relu() * 5
     bank = (centres[torch.arange(400) % 10] + 0.05 * normal(400, 32, seed=1)).relu() + 1e-3
     queries = (centres[torch.arange(50) % 10] + 0.05 * normal(50, 32, seed=2)).relu() + 1e-3
-    _, indices = mrl.nested_knn(bank, queries, [2, 4, 32], 5, query_chunk=16, bank_chunk=64)
+    _, indices = mrl.nested_knn(bank, queries, [2, 4, 32], 5)
     assert torch.equal(indices, brute_force(bank, queries, [2, 4, 32], 5, "cosine")[1])
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 @pytest.mark.parametrize("k", [1, 4])
-@pytest.mark.parametrize("bank_chunk", [1, 7, None])
-def test_equal_rows_tie_by_lower_index(metric: str, k: int, bank_chunk: int | None) -> None:
+@pytest.mark.parametrize("rows", [1, 7, 2048])
+def test_equal_rows_tie_by_lower_index(
+    metric: str, k: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_chunks(monkeypatch, 4, rows)
     distinct = normal(6, 40)
     order = torch.randint(6, (200,), generator=torch.Generator().manual_seed(3))
     bank = distinct[order]
-    _, indices = mrl.nested_knn(bank, distinct, [2, 17, 40], k, metric, bank_chunk=bank_chunk)
+    _, indices = mrl.nested_knn(bank, distinct, [2, 17, 40], k, metric)
     wanted = torch.stack([(order == i).nonzero()[:k, 0] for i in range(6)])
     assert (indices == wanted).all()
 
@@ -89,10 +86,10 @@ def test_scaled_rows_tie_for_cosine() -> None:
 
 
 def test_many_ties_are_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "_MAX_PAIRS", 10)
-    monkeypatch.setattr(candidates, "_TWIN_WIDTH", 0)  # equal rows are not skipped beforehand
-    bank = torch.ones(300, 20)
-    _, indices = mrl.nested_knn(bank, bank[:5], [20], 2, bank_chunk=50)
+    monkeypatch.setattr(candidates, "_MAX_CANDIDATES", 10)
+    use_chunks(monkeypatch, 4, 50)
+    bank = torch.ones(300, 20)  # a width at which equal rows are not looked for beforehand
+    _, indices = mrl.nested_knn(bank, bank[:5], [20], 2)
     assert (indices == torch.tensor([0, 1])).all()
 
 
@@ -153,9 +150,9 @@ def test_one_width_alone_equals_many(data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 999))
     bank, queries = normal(size, embed_dim, seed=seed), normal(4, embed_dim, seed=seed + 1)
     k = min(k, size)
-    scores, indices = mrl.nested_knn(bank, queries, widths, k, metric, bank_chunk=9)
+    scores, indices = mrl.nested_knn(bank, queries, widths, k, metric)
     for g, m in enumerate(widths):
-        alone = mrl.nested_knn(bank[:, :m], queries[:, :m], [m], k, metric, query_chunk=3)
+        alone = mrl.nested_knn(bank[:, :m], queries[:, :m], [m], k, metric)
         assert torch.equal(alone[1][0], indices[g])
         torch.testing.assert_close(alone[0][0], scores[g], rtol=1e-6, atol=1e-6)
 
@@ -174,7 +171,7 @@ BANK, QUERIES = normal(6, 4), normal(3, 4, seed=1)
         ({"k": 0}, "k must lie in 1..6"),
         ({"k": 7}, "k must lie in 1..6 .*got 7"),
         ({"metric": "dot"}, "'dot'"),
-        ({"bank_chunk": 0}, "bank_chunk must be at least 1"),
+        ({"max_bytes": 1000}, "max_bytes must be at least 1048576, got 1000"),
         ({"bank": torch.empty(0, 4)}, r"bank must be .*\(0, 4\)"),
         ({"queries": torch.empty(0, 4)}, r"queries must be .*\(0, 4\)"),
         ({"queries": torch.ones(4)}, r"queries must be"),
@@ -190,9 +187,9 @@ def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
 def test_bad_types() -> None:
     with pytest.raises(TypeError, match=r"float32 on cpu and torch.float64"):
         mrl.nested_knn(BANK, QUERIES.double(), [2])
-    with pytest.raises(TypeError, match="bank must be a floating-point tensor, got torch.int64"):
+    with pytest.raises(TypeError, match="bank must be a floating-point .*, got torch.int64"):
         mrl.nested_knn(BANK.long(), QUERIES, [2])
-    with pytest.raises(TypeError, match="queries must be a floating-point tensor, got list"):
+    with pytest.raises(TypeError, match="queries must be a floating-point .*, got list"):
         mrl.nested_knn(BANK, [[1.0]], [2])
 
 

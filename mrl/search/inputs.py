@@ -1,0 +1,96 @@
+"""What the staged searches and the indexes take: tensors or numpy arrays, checked before long work.
+
+Shapes: N rows, D embedding width, M prefix width.
+"""
+
+import warnings
+from numbers import Integral
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mrl.search.pairs import MIN_NORM
+
+_CHECKED_BYTES = 16 * 2**20  # of float64 at once: the rows may be a map of a file beyond memory
+
+Matrix = Tensor | np.ndarray
+
+
+def as_matrix(name: str, x: Matrix) -> Tensor:
+    """``x`` (N, D) as a tensor over the same memory, which stays mapped if it is a memory map.
+
+    Raises:
+        TypeError: unless it is a tensor or numpy array of a floating-point type.
+        ValueError: unless it has rows and columns.
+    """
+    if isinstance(x, np.ndarray):
+        if x.dtype.kind != "f":
+            raise TypeError(f"{name} must hold floating-point numbers, got {x.dtype}")
+        with warnings.catch_warnings():  # of arrays that may not be written to: nothing here writes
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            x = torch.from_numpy(x)
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} must be a floating-point tensor or numpy array, got {kind}")
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"{name} must be (rows, width), neither 0, got {tuple(x.shape)}")
+    return x.detach()
+
+
+def as_pair(bank: Matrix, queries: Matrix) -> tuple[Tensor, Tensor]:
+    """Bank (B, D) and queries (Q, D) as tensors of one width, dtype and device.
+
+    Raises:
+        TypeError, ValueError: see :func:`as_matrix`; or if the two do not match.
+    """
+    bank, queries = as_matrix("bank", bank), as_matrix("queries", queries)
+    if bank.shape[1] != queries.shape[1]:
+        raise ValueError(
+            f"bank and queries differ in width: {bank.shape[1]} and {queries.shape[1]}"
+        )
+    if (bank.dtype, bank.device) != (queries.dtype, queries.device):
+        raise TypeError(
+            f"bank and queries must share dtype and device, got {bank.dtype} on {bank.device} "
+            f"and {queries.dtype} on {queries.device}"
+        )
+    return bank, queries
+
+
+def check_metric(metric: str) -> None:
+    if metric not in ("cosine", "l2"):
+        raise ValueError(f"metric must be 'cosine' or 'l2', got {metric!r}")
+
+
+def check_count(name: str, count: int, largest: int, of_what: str) -> None:
+    """Refuse a number of results outside 1..largest."""
+    if isinstance(count, bool) or not isinstance(count, Integral) or not 1 <= count <= largest:
+        raise ValueError(f"{name} must lie in 1..{largest} ({of_what}), got {count}")
+
+
+def check_rows(name: str, x: Tensor, *, nonzero: bool, first_row: int = 0) -> None:
+    """Refuse NaN, infinities and (if ``nonzero``) rows of zeros in prefixes ``x`` (N, M).
+
+    Args:
+        first_row: what the first row is called in messages.
+
+    Raises:
+        ValueError: naming the first such row.
+    """
+    m = x.shape[1]
+    step = max(1, _CHECKED_BYTES // (8 * m))
+    for start in range(0, len(x), step):
+        norm_N = torch.linalg.vector_norm(x[start : start + step].double(), dim=1)
+        if not norm_N.isfinite().all():
+            row = int((~norm_N.isfinite()).int().argmax())
+            known = x[start + row].isfinite().all()
+            fault = "values too large to be squared" if known else "NaN or infinite values"
+            row += first_row + start
+            raise ValueError(f"{name} row {row} (granularity {m}) has {fault}")
+        if nonzero and (norm_N < MIN_NORM).any():
+            row = first_row + start + int((norm_N < MIN_NORM).int().argmax())
+            raise ValueError(
+                f"{name} row {row} is all zeros in its first {m} columns (granularity {m}), so its "
+                f"cosine is undefined: drop such rows, use metric='l2', or pass allow_zero=True to "
+                f"score them 0"
+            )

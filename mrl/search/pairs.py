@@ -1,0 +1,211 @@
+"""Scores of single (query, bank row) pairs in float64, and the best of them.
+
+Equal bank rows get equal scores: every pair goes through the same sums, whatever stands beside it.
+
+Shapes: B bank, Q queries, D embedding width, P pairs, C columns, W widths, K neighbours.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Metric = Literal["cosine", "l2"]
+MIN_NORM = 1e-12  # shorter prefixes count as zero for cosine; the same limit as F.normalize
+_CACHE_BYTES = 2**20  # of one operand: what is summed at once stays in a core's cache
+_RUN = 32  # columns whose sum is one float32 number
+_MANY_WIDTHS = 8  # in one run of columns; from here on one cumulative sum is cheaper than many
+
+
+def running_sums(
+    bank: Tensor,
+    queries: Tensor,
+    row_P: Tensor,
+    index_P: Tensor,
+    start: int,
+    widths: Sequence[int],
+    metric: Metric,
+    before: tuple[Tensor, ...] | None = None,
+) -> tuple[Tensor, ...]:
+    """What scores are made of, each float64 (P, W): for cosine <q, x> and |x|^2, else |q - x|^2.
+
+    Args:
+        row_P, index_P: rows of ``queries`` and ``bank``.
+        start: columns before it are left out, or come in as
+        before: the sums at width ``start``, each (P,).
+        widths: ascending, above ``start``.
+    """
+    columns = widths[-1] - start
+    step = max(1, _CACHE_BYTES // (8 * columns))
+    chunks = []
+    for row, index in zip(row_P.split(step), index_P.split(step), strict=True):
+        q_PC = queries[:, start : widths[-1]].index_select(0, row).double()
+        x_PC = bank[:, start : widths[-1]].index_select(0, index.to(bank.device))
+        x_PC = x_PC.to(q_PC.device, torch.float64)
+        products = (
+            (q_PC.mul_(x_PC), x_PC.square_())
+            if metric == "cosine"
+            else (q_PC.sub_(x_PC).square_(),)
+        )
+        chunks.append([_sums_at(product_PC, start, widths) for product_PC in products])
+    sums = tuple(torch.cat(part) for part in zip(*chunks, strict=True))
+    if before is not None:
+        sums = tuple(part.add_(old[:, None]) for part, old in zip(sums, before, strict=True))
+    return sums
+
+
+def _sums_at(product_PC: Tensor, start: int, widths: Sequence[int]) -> Tensor:
+    """Sums of the first columns, (P, W)."""
+    ends = [m - start for m in widths]
+    if len(ends) >= _MANY_WIDTHS:
+        total_PC = product_PC.cumsum(1)
+        return total_PC if len(ends) == total_PC.shape[1] else total_PC[:, [e - 1 for e in ends]]
+    parts = [product_PC[:, lo:hi].sum(1) for lo, hi in zip([0, *ends], ends, strict=False)]
+    return torch.stack(parts, 1).cumsum(1)
+
+
+def scores_of(sums: tuple[Tensor, ...], norm_PW: Tensor, metric: Metric) -> Tensor:
+    """Float64 (P, W), larger is nearer: the cosine, or the squared distance negated.
+
+    Args:
+        norm_PW: of the query's prefix; for l2 not used.
+    """
+    if metric == "l2":
+        return sums[0].neg()
+    inner_PW, square_PW = sums
+    size_PW = square_PW.sqrt()
+    zero_PW = (size_PW < MIN_NORM) | (norm_PW < MIN_NORM)
+    return (inner_PW / (size_PW * norm_PW)).masked_fill_(zero_PW, 0.0)
+
+
+def pair_scores(
+    bank: Tensor,
+    queries: Tensor,
+    row_P: Tensor,
+    index_P: Tensor,
+    m: int,
+    norm_Q: Tensor,
+    metric: Metric,
+) -> Tensor:
+    """:func:`scores_of` (P,) at one width; ``norm_Q`` are the queries' norms there, float64.
+
+    For cosine both are normalised before they are multiplied, so that parallel rows along an axis,
+    which ReLU makes many of at small widths, score exactly the same.
+    """
+    step = max(1, _CACHE_BYTES // (8 * m))
+    chunks = []
+    for row, index in zip(row_P.split(step), index_P.split(step), strict=True):
+        q_PM = queries[:, :m].index_select(0, row).double()
+        x_PM = bank[:, :m].index_select(0, index.to(bank.device)).to(q_PM.device, torch.float64)
+        if metric == "l2":
+            chunks.append(q_PM.sub_(x_PM).square_().sum(1).neg_())
+            continue
+        norm_P, size_P = norm_Q[row], x_PM.square().sum(1).sqrt_()
+        score_P = q_PM.div_(norm_P[:, None]).mul_(x_PM.div_(size_P[:, None])).sum(1)
+        chunks.append(score_P.masked_fill_((size_P < MIN_NORM) | (norm_P < MIN_NORM), 0.0))
+    return torch.cat(chunks)
+
+
+def rank_pairs(
+    bank: Tensor,
+    queries: Tensor,
+    row_P: Tensor,
+    index_P: Tensor,
+    m: int,
+    norm_Q: Tensor,
+    metric: Metric,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    """:func:`best_of_each` at one width, ``(scores, indices)``, each (Q, K).
+
+    Scores are computed in float32 first, with a known error; in float64, for three to five times
+    the price, only where two of a query's are closer together than that.
+    """
+    if bank.dtype == torch.float64:
+        score_P = pair_scores(bank, queries, row_P, index_P, m, norm_Q, metric)
+    else:
+        score_P, error_P = _float32_scores(bank, queries, row_P, index_P, m, norm_Q, metric)
+        close = _close_to_another(row_P, score_P, error_P)
+        score_P[close] = pair_scores(bank, queries, row_P[close], index_P[close], m, norm_Q, metric)
+    scores, indices = best_of_each(row_P, index_P, score_P[:, None], len(queries), k)
+    return scores[0], indices[0]
+
+
+def _float32_scores(
+    bank: Tensor,
+    queries: Tensor,
+    row_P: Tensor,
+    index_P: Tensor,
+    m: int,
+    norm_Q: Tensor,
+    metric: Metric,
+) -> tuple[Tensor, Tensor]:
+    """Scores from float32 products, and how far they can be from the float64 ones; both (P,)."""
+    step = max(1, _CACHE_BYTES // (4 * m))
+    chunks: list[tuple[Tensor, ...]] = []
+    for row, index in zip(row_P.split(step), index_P.split(step), strict=True):
+        q_PM = queries[:, :m].index_select(0, row).float()
+        x_PM = bank[:, :m].index_select(0, index.to(bank.device)).to(q_PM.device, torch.float32)
+        if metric == "cosine":
+            chunks.append((_sum(q_PM.mul_(x_PM)), _sum(x_PM.square_())))
+        else:
+            chunks.append((_sum(q_PM.sub_(x_PM).square_()),))
+    sums = tuple(torch.cat(part)[:, None] for part in zip(*chunks, strict=True))
+    score_P = scores_of(sums, norm_Q[row_P, None], metric)[:, 0]
+    # Of each factor a rounding or two, and _RUN of a run's sum: relative to the product of the
+    # norms for cosine (half of it again for the bank's norm), to the squared distance for l2.
+    relative = 2 * (_RUN + 4) * 2.0**-24
+    size_P = torch.ones_like(score_P) if metric == "cosine" else -score_P
+    return score_P, size_P * relative
+
+
+def _sum(x_PM: Tensor) -> Tensor:
+    """Sums of float32 rows in float64, but for short runs: no more than ``_RUN`` roundings."""
+    whole = x_PM.shape[1] // _RUN * _RUN
+    runs = x_PM[:, :whole].unflatten(1, (whole // _RUN, _RUN)).sum(2).double().sum(1)
+    return runs + x_PM[:, whole:].sum(1)
+
+
+def _close_to_another(row_P: Tensor, score_P: Tensor, error_P: Tensor) -> Tensor:
+    """Which pairs cannot be told from their neighbour in the order of scores (P,)."""
+    order = score_P.argsort(descending=True)
+    order = order[row_P[order].argsort(stable=True)]
+    score, error, row = score_P[order], error_P[order], row_P[order]
+    close = (score[:-1] - score[1:] <= error[:-1] + error[1:]) & (row[:-1] == row[1:])
+    close_P = torch.zeros_like(row_P, dtype=torch.bool)
+    close_P[order[:-1]] = close
+    close_P[order[1:]] |= close
+    return close_P
+
+
+def best_of_each(
+    row_P: Tensor, index_P: Tensor, score_PW: Tensor, num_queries: int, k: int
+) -> tuple[Tensor, Tensor]:
+    """The k best of each query at each width, ``(scores, indices)``, each (W, Q, K), best first.
+
+    Args:
+        row_P: query of each pair, ascending; each query has at least k pairs.
+        index_P: bank row, ascending within a query: of equal scores the first is taken.
+    """
+    count_Q = torch.bincount(row_P, minlength=num_queries)
+    shape = (score_PW.shape[1], num_queries, int(count_Q.max()))
+    place_P = rank_in_run(row_P, count_Q)
+    score_WQN = score_PW.new_full(shape, -torch.inf)
+    score_WQN[:, row_P, place_P] = score_PW.T
+    index_QN = index_P.new_zeros(shape[1:])
+    index_QN[row_P, place_P] = index_P
+    if k == 1:
+        # argmax gives the first of several maxima, as torch documents; max need not
+        best_WQK = score_WQN.argmax(2, keepdim=True)
+        scores_WQK = score_WQN.gather(2, best_WQK)
+    else:
+        order = score_WQN.sort(dim=2, descending=True, stable=True)
+        scores_WQK, best_WQK = order.values[:, :, :k], order.indices[:, :, :k]
+    return scores_WQK, index_QN.expand(shape).gather(2, best_WQK)
+
+
+def rank_in_run(row_P: Tensor, count_Q: Tensor) -> Tensor:
+    """0, 1, 2, ... within each run of equal values of a sorted tensor (P,) of row numbers."""
+    first_Q = count_Q.cumsum(0) - count_Q
+    return torch.arange(len(row_P), device=row_P.device) - first_Q[row_P]

@@ -1,0 +1,201 @@
+"""The passes over a bank: all widths by the filter, or a narrow one and then what it leaves over.
+
+Shapes: B bank rows of a block, Q queries, D embedding width, G widths, K neighbours.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from mrl.search.blocks import BankBlock, add_products, first_coarse
+from mrl.search.candidates import CandidatePool, filter_error
+from mrl.search.pairs import Metric
+from mrl.search.refine import Stages, Survivors, prefix_norms
+
+_MAX_GROUP = 64  # columns whose maximum is looked at first
+_BLOCK_ROWS, _CHUNK_QUERIES, _BATCH_QUERIES = 2048, 256, 2048  # at most
+_PAIR_BYTES = 64  # of a survivor, with what is computed from it
+
+
+@dataclass(slots=True)
+class Search:
+    """One bank, and the threads that look through it.
+
+    A block of bank rows is read once for a whole batch of queries, which the threads share.
+    """
+
+    bank: Tensor
+    device: torch.device  # of the queries
+    k: int
+    metric: Metric
+    max_bytes: int
+    bf16: bool  # multiply wide runs of columns in bfloat16
+    largest: Callable[[int], float]  # squared norm of a bank row, at a width
+    workers: ThreadPoolExecutor
+    bar: Callable[[int], object] = lambda rows: None
+    scratch: threading.local = field(default_factory=threading.local)
+
+    def batch_size(self, widths: Sequence[int]) -> int:
+        """Queries that go through the bank together: their candidates take 1/4 of the memory."""
+        candidates = 40 * len(widths) * (self.k + 14)
+        return max(1, min(_BATCH_QUERIES, self.max_bytes // 4 // candidates))
+
+    def scan(self, queries: Tensor, widths: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The k best at each width, ``(scores, indices)``, each (G, Q, K)."""
+        return _joined(self.workers.map(_ranked, self._pools(self._chunks(queries), widths)))
+
+    def refine(self, queries: Tensor, widths: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
+        """The same: by :meth:`scan` at ``start`` and below, and beyond by what it leaves over."""
+        narrow, stages = _split(widths, start)
+        scanned = narrow if start in narrow else [*narrow, start]
+        chunks = self._chunks(queries)
+        pools = self._pools(chunks, scanned)
+        found = list(self.workers.map(_ranked, pools))
+        survivors = self._survivors(chunks, stages, [indices[-1] for _, indices in found])
+        del pools
+        coarse = first_coarse([start], self.bf16) <= start
+        errors = [
+            filter_error(start, coarse, part.norm_Q, self.largest(start), self.metric)
+            for part in survivors
+        ]
+        floats, halves = self._converted(chunks, start)
+
+        def visit(i: int, block: BankBlock) -> None:
+            if survivors[i].too_many:
+                return
+            inner_QB, value_QB, group = self._arrays(len(chunks[i]), len(block), 1)
+            inner_QB.zero_()
+            add_products(inner_QB, floats[i], halves[i], block, 0, start)
+            block.values(inner_QB, 0, out=value_QB[:, : len(block)])
+            survivors[i].offer(value_QB.view(len(inner_QB), group, -1), block, errors[i])
+
+        # Only cosine needs the rest of the rows: their norms.
+        needed = [start, *stages.ends] if self.metric == "cosine" else [start]
+        self._stream(chunks, needed, visit, products=[start])
+        few = iter(self.workers.map(Survivors.ranked, [s for s in survivors if not s.too_many]))
+        wide = [
+            self.scan(chunk, stages.widths) if s.too_many else next(few)
+            for chunk, s in zip(chunks, survivors, strict=True)
+        ]
+        return _joined(
+            tuple(torch.cat([near[: len(narrow)], far]) for near, far in zip(*both, strict=True))
+            for both in zip(found, wide, strict=True)
+        )
+
+    def _chunks(self, queries: Tensor) -> tuple[Tensor, ...]:
+        """The queries in equal parts, as many for each thread."""
+        threads = self.workers._max_workers
+        most = max(1, min(_CHUNK_QUERIES, self.max_bytes // 4 // (8 * _BLOCK_ROWS * threads)))
+        parts = -(-len(queries) // (most * threads)) * threads
+        return queries.split(-(-len(queries) // parts))
+
+    def _converted(
+        self, chunks: Sequence[Tensor], columns: int
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """The first columns in float32, and in bfloat16 if products use it."""
+        floats = [chunk[:, :columns].float() for chunk in chunks]
+        return floats, [x.bfloat16() if self.bf16 else None for x in floats]
+
+    def _pools(self, chunks: Sequence[Tensor], widths: Sequence[int]) -> list[list[CandidatePool]]:
+        """The candidates of each chunk at each width."""
+        pools = list(self.workers.map(lambda chunk: self._empty_pools(chunk, widths), chunks))
+        floats, halves = self._converted(chunks, widths[-1])
+
+        def visit(i: int, block: BankBlock) -> None:
+            inner_QB, value_QB, group = self._arrays(len(chunks[i]), len(block), self.k)
+            inner_QB.zero_()
+            for g, (pool, (lo, hi)) in enumerate(
+                zip(pools[i], pairwise([0, *widths]), strict=True)
+            ):
+                add_products(inner_QB, floats[i], halves[i], block, lo, hi)
+                block.values(inner_QB, g, out=value_QB[:, : len(block)])
+                pool.offer(value_QB.view(len(inner_QB), group, -1), block, g)
+
+        self._stream(chunks, widths, visit, products=widths)
+        return pools
+
+    def _empty_pools(self, chunk: Tensor, widths: Sequence[int]) -> list[CandidatePool]:
+        norm_QG = prefix_norms(chunk, widths)
+        coarse = first_coarse(widths, self.bf16)
+        pools = []
+        for g, m in enumerate(widths):
+            norm_Q = norm_QG[:, g]
+            error_Q = filter_error(m, m >= coarse, norm_Q, self.largest(m), self.metric)
+            pools.append(CandidatePool(self.bank, chunk, m, self.k, self.metric, norm_Q, error_Q))
+        return pools
+
+    def _survivors(
+        self, chunks: Sequence[Tensor], stages: Stages, seeds: Sequence[Tensor]
+    ) -> list[Survivors]:
+        max_pairs = self.max_bytes // 2 // _PAIR_BYTES // len(chunks)
+
+        def start(chunk: Tensor, seeds_QK: Tensor) -> Survivors:
+            return Survivors(self.bank, chunk, stages, self.k, self.metric, seeds_QK, max_pairs)
+
+        return list(self.workers.map(start, chunks, seeds))
+
+    def _stream(
+        self,
+        chunks: Sequence[Tensor],
+        widths: Sequence[int],
+        visit: Callable[[int, BankBlock], None],
+        *,
+        products: Sequence[int],
+    ) -> None:
+        """``visit(number of the chunk, block)`` for all chunks and one block after the other."""
+        size = max(1, min(_BLOCK_ROWS, self.max_bytes // 4 // (16 * widths[-1])))
+
+        def read(start: int) -> BankBlock:
+            return BankBlock.read(
+                self.bank,
+                start,
+                start + size,
+                widths,
+                self.k,
+                self.metric,
+                self.device,
+                products=products,
+                bf16=self.bf16,
+            )
+
+        starts = range(0, len(self.bank), size)
+        following = self.workers.submit(read, 0)
+        for start in starts:
+            block = following.result()
+            if start + size < len(self.bank):
+                following = self.workers.submit(read, start + size)  # while this one is searched
+            for _ in self.workers.map(visit, range(len(chunks)), [block] * len(chunks)):
+                pass
+            self.bar(len(block))
+
+    def _arrays(self, num_queries: int, rows: int, k: int) -> tuple[Tensor, Tensor, int]:
+        """This thread's arrays for inner products (Q, B) and values (Q, groups x columns).
+
+        The values are padded to whole groups, by columns that can win nothing.
+        """
+        group = max(1, min(_MAX_GROUP, rows // (2 * k)))
+        shape = (num_queries, rows, -(-rows // group) * group)
+        if getattr(self.scratch, "shape", None) != shape:
+            self.scratch.shape = shape
+            self.scratch.inner = torch.empty(shape[:2], device=self.device)
+            self.scratch.values = torch.full((shape[0], shape[2]), -torch.inf, device=self.device)
+        return self.scratch.inner, self.scratch.values, group
+
+
+def _split(widths: Sequence[int], start: int) -> tuple[list[int], Stages]:
+    return [m for m in widths if m <= start], Stages(start, [m for m in widths if m > start])
+
+
+def _ranked(pools: Sequence[CandidatePool]) -> tuple[Tensor, Tensor]:
+    scores, indices = zip(*(pool.ranked() for pool in pools), strict=True)
+    return torch.stack(scores), torch.stack(indices)
+
+
+def _joined(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
+    scores, indices = zip(*parts, strict=True)
+    return torch.cat(scores, 1), torch.cat(indices, 1)
