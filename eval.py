@@ -4,12 +4,15 @@ Some evaluators: ``'evals=[classify,knn]'``; the held-out images: ``split=holdou
 ``'run=[outputs/a/seed0,outputs/a/seed1]'``, or ``-m run=outputs/a/seed0,outputs/a/seed1``.
 A single file, which may be the original authors': ``ckpt=FILE out=FOLDER data=imagefolder
 data.root=IMAGENET``.  Images of other folders: ``queries=imagenet_v2 queries.root=FOLDER``.
+What a model elsewhere made of any items, with or without their labels: ``embeddings=BANK.npy
+labels=LABELS.npy out=FOLDER``, also with ``query_embeddings=...``.
 Several GPUs: ``torchrun --nproc-per-node=4 eval.py run=...``.
 """
 
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig
@@ -19,13 +22,16 @@ from mrl import config
 from mrl.checkpoint import CheckpointError
 from mrl.config_rules import run_dirs
 
+if TYPE_CHECKING:
+    from mrl.evaluation import Row
+
 config.register()
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="eval")
 def main(composed: DictConfig) -> None:
     # torch and timm load once the config is sound
-    from mrl.evaluation import as_table, evaluate_run
+    from mrl.evaluation import evaluate_embeddings, evaluate_run
 
     rank, world_size = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE"))
     try:
@@ -33,23 +39,36 @@ def main(composed: DictConfig) -> None:
         runs = run_dirs(cfg)
         if world_size > 1 and len(runs) > 1:
             raise ValueError(f"torchrun takes one run at a time, got {len(runs)}")
+        if cfg.embeddings is not None:
+            if world_size > 1:
+                raise ValueError(
+                    "embeddings=FILE is judged by one process: run it without torchrun"
+                )
+            show(evaluate_embeddings(cfg), cfg.embeddings, "items", str(cfg.out))
         for run in runs:
             rows = evaluate_run(Path(run), cfg)
-            if rank > 0:
-                continue
-            if not rows:
-                print(f"\n{run}: these evaluators have nothing to say about this model")
-                continue
-            first, (header, body) = rows[0], as_table(rows)
-            print(
-                f"\n{first.method} ({run}), % of {first.n} images of {first.dataset} {first.split}"
-            )
-            print(tabulate(body, headers=header, disable_numparse=True, stralign="right"))
-            print(f"rows: {cfg.out or run}/rows.jsonl")
+            if rank == 0:
+                show(rows, run, "images", cfg.out or run)
     except (ValueError, CheckpointError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; what was encoded is kept, and the same command goes on from there")
+
+
+def show(rows: "list[Row]", source: str, items: str, folder: str) -> None:
+    """Print the tables of what was measured of ``source``."""
+    from mrl.evaluation import as_table, search_table
+
+    if not rows:
+        print(f"\n{source}: these evaluators have nothing to say about this model")
+        return
+    first = rows[0]
+    print(f"\n{first.method} ({source}), % of {first.n} {items} of {first.dataset} {first.split}")
+    for header, body in (as_table(rows), search_table(rows)):
+        if body:
+            print(tabulate(body, headers=header, disable_numparse=True, stralign="right"))
+            print()
+    print(f"rows: {folder}/rows.jsonl")
 
 
 if __name__ == "__main__":

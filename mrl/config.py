@@ -149,7 +149,29 @@ class KnnConfig:
 
 @dataclass(kw_only=True, slots=True)
 class InterpolationConfig:
-    widths: list[int] | None = None  # null: midway, on a log scale, between the trained ones
+    widths: Any = None  # a list; "all": 1..D; null: midway, on a log scale, between the trained
+    # OmegaConf has no `list[int] | str`: check_evals() checks the type.
+
+
+@dataclass(kw_only=True, slots=True)
+class FunnelConfig:
+    """The best ``shortlists[i]`` items by width ``dims[i]`` are ranked again by ``dims[i + 1]``."""
+
+    dims: list[int] = MISSING
+    shortlists: list[int] = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
+class RetrievalConfig:
+    shortlist: int = MISSING  # K: items that the smaller of two widths hands to the larger
+    ks: list[int] = MISSING  # lengths at which the lists are judged, at most K and the bank
+    funnels: list[FunnelConfig] | None = None  # null: those of the paper that the widths allow
+    timed_queries: int = 1000  # asked at once to measure ms/query; 0: not measured
+
+
+@dataclass(kw_only=True, slots=True)
+class TruncationConfig:
+    k: int = 10  # neighbours at full width that are looked for at the others
 
 
 @dataclass(kw_only=True, slots=True)
@@ -159,6 +181,8 @@ class EvalsConfig:
     classify: ClassifyConfig | None = None
     knn: KnnConfig | None = None
     interpolation: InterpolationConfig | None = None
+    retrieval: RetrievalConfig | None = None
+    truncation: TruncationConfig | None = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -175,7 +199,17 @@ class EvalConfig:
     run: Any = None  # a run directory, or a list of them
     # OmegaConf has no `str | list[str]`: run_dirs() checks the type.
     ckpt: str | None = None  # instead of run: a checkpoint, of ours or the authors'
-    out: str | None = None  # with ckpt: the folder of its rows and embeddings
+    out: str | None = None  # with ckpt or embeddings: the folder of the rows
+    # Instead of a model: what another one made of the items of a bank, as .npy or .parquet.
+    embeddings: str | None = None
+    labels: str | None = None  # of the bank; null: those in the .parquet, if there are any
+    query_embeddings: str | None = None  # null: the bank's items, each sought among the others
+    query_labels: str | None = None
+    num_queries: int | None = None  # so many of the bank's items, drawn by `seed`; null: all
+    seed: int = 0
+    widths: list[int] | None = None  # prefixes to judge; null: halvings of the full width
+    name: str | None = None  # as rows call these embeddings; null: the name of the file
+    dataset: str = "embeddings"  # as rows call what was embedded
     split: Split = Split.test
     batch_size: int = 500  # images that each process encodes at once; no result depends on it
     device: str = "auto"

@@ -1,6 +1,8 @@
 """Rules over the values of a configuration, checked before any work."""
 
-from mrl.config import ConfigError, EvalConfig, Split, TrainConfig
+from itertools import pairwise
+
+from mrl.config import ConfigError, EvalConfig, EvalsConfig, RetrievalConfig, Split, TrainConfig
 
 
 def validate(cfg: TrainConfig) -> None:
@@ -53,18 +55,21 @@ def validate(cfg: TrainConfig) -> None:
 
 
 def run_dirs(cfg: EvalConfig) -> list[str]:
-    """The run directories, or the one checkpoint, to evaluate.
+    """The run directories, or the one checkpoint, to evaluate; none with ``embeddings``.
 
     Raises:
-        ConfigError: unless exactly one of ``run`` and ``ckpt`` is given, and for keys that do not
-            go together.
+        ConfigError: unless exactly one of ``run``, ``ckpt`` and ``embeddings`` is given, for keys
+            that do not go together, and for sections of ``evals`` that cannot be.
     """
-    if (cfg.run is None) == (cfg.ckpt is None):
-        raise ConfigError("give one of run=DIRECTORY and ckpt=FILE: which model is to be judged?")
-    if (cfg.ckpt is None) != (cfg.out is None):
+    if [cfg.run, cfg.ckpt, cfg.embeddings].count(None) != 2:
         raise ConfigError(
-            "out=FOLDER takes the rows and embeddings of a ckpt and is needed with it; those of a "
-            f"run go to its directory: got ckpt={cfg.ckpt}, out={cfg.out}"
+            "give one of run=DIRECTORY and ckpt=FILE: which model is to be judged? Or, of a model "
+            "elsewhere, embeddings=FILE"
+        )
+    if (cfg.run is None) != (cfg.out is not None):
+        raise ConfigError(
+            "out=FOLDER takes the rows of a ckpt or of embeddings and is needed with it; those of "
+            f"a run go to its directory: got ckpt={cfg.ckpt}, out={cfg.out}"
         )
     if cfg.batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {cfg.batch_size}")
@@ -72,7 +77,76 @@ def run_dirs(cfg: EvalConfig) -> list[str]:
         raise ConfigError("data.root says where the data set is: data_root is for the run's own")
     if cfg.queries is not None and cfg.split is not Split.test:
         raise ConfigError(f"split={cfg.split.name} is of the data set; queries have no splits")
+    check_evals(cfg.evals)
+    _check_embeddings(cfg)
+    if cfg.embeddings is not None:
+        return []
     runs = [cfg.run or cfg.ckpt] if isinstance(cfg.run, str | None) else cfg.run
     if not isinstance(runs, list) or not runs or not all(isinstance(run, str) for run in runs):
         raise ConfigError(f"run must be a run directory or a list of them, got {cfg.run!r}")
     return runs
+
+
+def _check_embeddings(cfg: EvalConfig) -> None:
+    """What belongs to embeddings of a model elsewhere, and what does not."""
+    default = EvalConfig()
+    theirs = ["labels", "query_embeddings", "query_labels", "num_queries", "seed", "widths"]
+    theirs += ["name", "dataset"]
+    ours = ["data_root", "data", "queries", "split"]
+    unset = {"data": None, "queries": None}
+    for key in theirs if cfg.embeddings is None else ours:
+        value = getattr(cfg, key)
+        if value != unset.get(key, getattr(default, key)):
+            whose = "is for" if cfg.embeddings is None else "does not go with"
+            raise ConfigError(f"{key} {whose} embeddings=FILE, got {key}={value}")
+    if cfg.query_labels is not None and cfg.query_embeddings is None:
+        raise ConfigError("query_labels are those of query_embeddings=FILE, which is missing")
+    if cfg.num_queries is not None and cfg.query_embeddings is not None:
+        raise ConfigError("num_queries draws from the bank: with query_embeddings all are taken")
+    if cfg.num_queries is not None and cfg.num_queries < 1:
+        raise ConfigError(f"num_queries must be at least 1 or null, got {cfg.num_queries}")
+
+
+def check_evals(evals: EvalsConfig) -> None:
+    """Check the evaluators' sections.
+
+    Raises:
+        ConfigError: naming the key, its value and what it should be.
+    """
+    if evals.interpolation is not None:
+        widths = evals.interpolation.widths
+        if widths not in (None, "all") and not _are_integers(widths):
+            raise ConfigError(
+                f"evals.interpolation.widths must be a list of widths, all or null, got {widths!r}"
+            )
+    if evals.truncation is not None and evals.truncation.k < 1:
+        raise ConfigError(f"evals.truncation.k must be at least 1, got {evals.truncation.k}")
+    if evals.retrieval is not None:
+        _check_retrieval(evals.retrieval)
+
+
+def _check_retrieval(cfg: RetrievalConfig) -> None:
+    key, ks = "evals.retrieval", cfg.ks
+    if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
+        raise ConfigError(f"{key}.ks must be different positive numbers, got {ks}")
+    if cfg.shortlist < max(ks):
+        raise ConfigError(f"{key}.shortlist={cfg.shortlist} is shorter than the longest of ks={ks}")
+    if cfg.timed_queries < 0:
+        raise ConfigError(f"{key}.timed_queries must be at least 0, got {cfg.timed_queries}")
+    for funnel in cfg.funnels or []:
+        dims, lists = funnel.dims, funnel.shortlists
+        if len(dims) < 2 or dims[0] < 1 or any(a >= b for a, b in pairwise(dims)):
+            raise ConfigError(f"{key}.funnels: dims must be two or more and increase, got {dims}")
+        if len(lists) != len(dims) - 1 or any(a < b for a, b in pairwise(lists)):
+            raise ConfigError(
+                f"{key}.funnels: dims={dims} need {len(dims) - 1} shortlists that never grow, "
+                f"got {lists}"
+            )
+        if lists[-1] < min(ks):
+            raise ConfigError(
+                f"{key}.funnels: the last shortlist of {lists} is shorter than the least of ks={ks}"
+            )
+
+
+def _are_integers(values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is int for value in values)

@@ -15,7 +15,7 @@ from mrl.report.html import DEFAULT_TITLE
 from mrl.report.readme import update_readme
 from mrl.report.rows import read_rows
 from mrl.report.summary import split_sections
-from mrl.report.tables import comparison_tables, markdown_report
+from mrl.report.tables import markdown_report, section_tables
 from mrl.report.write import write_report
 
 
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     sections = split_sections(rows)
     # Written before anything is printed: a closed pipe (| head) may end the printing, not the work.
     written = write_report(rows, options.out, options.title)
-    tables = [table for section in sections for table in comparison_tables(section)]
+    tables = [table for section in sections for table in section_tables(section)]
     print("\n\n".join(table.terminal() for table in tables), end="\n\n")
     for path in written:
         print(f"wrote {path}")

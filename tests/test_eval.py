@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from mrl import config
 from mrl.checkpoint import load_model
 from mrl.config_rules import run_dirs
 from mrl.distributed import Ranks
-from mrl.evaluation import EVALUATORS, as_table, evaluate_run, subject
+from mrl.evaluation import EVALUATORS, as_table, evaluate_run, search_table, subject
 from mrl.evaluation.rows import Row, append_rows
 from mrl.report.rows import read_rows
 from mrl.train_loop import fit
@@ -113,6 +114,22 @@ def test_refused_before_any_work(tmp_path: Path) -> None:
     for override, section in (("data.root=x", "data"), ("queries.root=x", "queries")):
         with pytest.raises(config.ConfigError, match=f"{section} has keys but no name"):
             compose_eval("run=a", override)
+    for overrides, message in [
+        (["run=a", "labels=b"], "labels is for embeddings=FILE, got labels=b"),
+        (["embeddings=a"], "is needed with it"),
+        (["embeddings=a", "out=b", "run=c"], "give one of run=DIRECTORY"),
+        (["embeddings=a", "out=b", "data=synthetic"], "data does not go with embeddings"),
+        (["embeddings=a", "out=b", "split=holdout"], "split does not go with embeddings"),
+        (["embeddings=a", "out=b", "query_labels=c"], "query_embeddings=FILE, which is missing"),
+        (["embeddings=a", "out=b", "num_queries=0"], "num_queries must be at least 1"),
+        (
+            ["embeddings=a", "out=b", "query_embeddings=c", "num_queries=3"],
+            "num_queries draws from the bank",
+        ),
+    ]:
+        with pytest.raises(config.ConfigError, match=message):
+            run_dirs(compose_eval(*overrides))
+    assert run_dirs(compose_eval("embeddings=a", "out=b", "widths=[8]")) == []
     with pytest.raises(config.ConfigError, match="run must be a run directory"):
         run_dirs(compose_eval("run=3"))
     with pytest.raises(config.ConfigError, match="batch_size must be at least 1"):
@@ -120,6 +137,48 @@ def test_refused_before_any_work(tmp_path: Path) -> None:
     assert run_dirs(compose_eval("run=[a,b]")) == ["a", "b"]
     with pytest.raises(RuntimeError, match="no checkpoint"):
         evaluate_run(tmp_path, compose_eval(f"run={tmp_path}"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evals.interpolation.widths=every", "must be a list of widths, all or null, got 'every'"),
+        ("evals.interpolation.widths=[8,1.5]", r"must be a list of widths.*got \[8, 1.5\]"),
+        ("evals.retrieval.ks=[10,10]", r"ks must be different positive numbers, got \[10, 10\]"),
+        ("evals.retrieval.shortlist=99", r"shortlist=99 is shorter than the longest of ks"),
+        ("evals.retrieval.timed_queries=-1", "timed_queries must be at least 0"),
+        ("evals.retrieval.funnels=[{dims:[8,4],shortlists:[9]}]", "increase, got"),
+        ("evals.retrieval.funnels=[{dims:[4,8],shortlists:[]}]", "need 1 shortlists"),
+        ("evals.retrieval.funnels=[{dims:[4,8,16],shortlists:[20,30]}]", "never grow"),
+        ("evals.retrieval.funnels=[{dims:[4,8],shortlists:[9]}]", "shorter than the least of ks"),
+        ("evals.truncation.k=0", "evals.truncation.k must be at least 1"),
+    ],
+)
+def test_sections_that_cannot_be(override: str, message: str) -> None:
+    evals = "evals=[interpolation,retrieval,truncation]"
+    run_dirs(compose_eval("run=a", evals, "evals.interpolation.widths=all"))
+    with pytest.raises(config.ConfigError, match=message):
+        run_dirs(compose_eval("run=a", evals, override))
+
+
+def test_retrieval_and_every_width_of_a_run(tiny_run: TinyRun) -> None:
+    run_dir = train(tiny_run("name=tiny"))
+    overrides = ["evals=[interpolation,retrieval,truncation]", "evals.interpolation.widths=all"]
+    overrides += ["evals.retrieval.ks=[5]", "evals.retrieval.shortlist=20", "device=cpu"]
+    rows = evaluate_run(run_dir, compose_eval(f"run={run_dir}", *overrides))
+    assert {r.granularity for r in rows if r.evaluator == "interpolation"} == {*range(1, 17)}
+    grid = {(r.granularity, r.metric) for r in rows if r.metric.startswith("mAP@5 rerank")}
+    assert grid == {(a, f"mAP@5 rerank={b} K=20") for a, b in ((2, 4), (2, 16), (4, 16))}
+    assert len(read_rows([run_dir])) == len(rows)
+    header, body = search_table(rows)
+    assert header == ["widths", "shortlists", "top1", "mAP@5", "MFLOPs/query", "ms/query"]
+    assert sorted(line[0] for line in body) == ["16", "2", "2 > 16", "2 > 4", "4", "4 > 16"]
+    costs = [float(line[4]) for line in body]
+    assert costs == sorted(costs)
+    assert not any("retrieval" in name for name in as_table(rows)[0])
+    cut = compose_eval(f"run={run_dir}", "evals=[retrieval]")
+    with pytest.raises(ValueError, match=r"evals\.retrieval\.ks=100 is more than the 32"):
+        evaluate_run(run_dir, cut)
 
 
 def test_settings_that_do_not_fit_the_run_write_no_rows(tiny_run: TinyRun) -> None:
@@ -243,6 +302,12 @@ def test_two_ranks_count_every_image_once(tiny_run: TinyRun, tmp_path: Path) -> 
         np.testing.assert_array_equal(labels, features["two"][name][1])
         np.testing.assert_array_equal(z, features["two"][name][0])
     assert sorted(len(z) for z, _ in features["two"].values()) == [13, 33]
+
+
+def test_a_table_of_very_many_widths_shows_the_trained_ones() -> None:
+    rows = [make_row("top1_k1", m, 50) for m in (8, 16)]
+    rows += [replace(make_row("top1_k1", m, 50), evaluator="interpolation") for m in range(1, 99)]
+    assert [line[0] for line in as_table(rows)[1]] == ["8", "16"]
 
 
 def make_row(metric: str, m: int, value: float) -> Row:

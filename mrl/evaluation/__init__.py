@@ -3,30 +3,32 @@
 ``contract.py`` says what an evaluator is and how to add one.
 """
 
-from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrl.distributed import process_group
-from mrl.evaluation import classify, interpolation, knn
 from mrl.evaluation.contract import Evaluator, Features, Score
-from mrl.evaluation.rows import ROWS_NAME, Row, append_rows, as_table
+from mrl.evaluation.embeddings import evaluate_embeddings
+from mrl.evaluation.evaluators import EVALUATORS, Judged, measured_rows, names_asked
+from mrl.evaluation.rows import ROWS_NAME, Row, append_rows, as_table, search_table
 from mrl.evaluation.sets import encode_bank, encode_queries, load_sets
 from mrl.evaluation.subject import load_subject
 from mrl.heads import method_name
-from mrl.model import MRLModel
 
 if TYPE_CHECKING:
-    from mrl.config import EvalConfig, EvalsConfig
+    from mrl.config import EvalConfig
 
-__all__ = ["EVALUATORS", "Evaluator", "Features", "Row", "Score", "as_table", "evaluate_run"]
-
-EVALUATORS = {
-    "classify": Evaluator(classify.run, needs_bank=False),
-    "knn": Evaluator(knn.run, needs_classes=False),
-    "interpolation": Evaluator(interpolation.run),
-}
+__all__ = [
+    "EVALUATORS",
+    "Evaluator",
+    "Features",
+    "Row",
+    "Score",
+    "as_table",
+    "evaluate_embeddings",
+    "evaluate_run",
+    "search_table",
+]
 
 
 def evaluate_run(path: Path, cfg: "EvalConfig") -> list[Row]:
@@ -40,7 +42,7 @@ def evaluate_run(path: Path, cfg: "EvalConfig") -> list[Row]:
         CheckpointError: if there is no usable checkpoint.
         ValueError: for data that cannot be had, or settings that do not fit this model.
     """
-    asked = _asked(cfg.evals)
+    asked = names_asked(cfg.evals)
     subject = load_subject(path, cfg)
     with process_group(cfg.device) as (ranks, device):
         sets = load_sets(
@@ -57,37 +59,15 @@ def evaluate_run(path: Path, cfg: "EvalConfig") -> list[Row]:
         return []
     subject.model.to(device)
     queries, bank = queries.to(device), bank and bank.to(device)
-    rows = [
-        Row(
-            run="/".join(subject.folder.resolve().parts[-2:]),
-            experiment=subject.experiment,
-            method=method_name(subject.model.head),
-            seed=subject.seed,
-            commit=subject.commit,
-            dataset=sets.dataset,
-            split=sets.split,
-            evaluator=name,
-            metric=score.metric,
-            granularity=score.granularity,
-            value=score.value,
-            n=score.n,
-        )
-        for name in asked
-        for score in _scores(name, bank, queries, subject.model, cfg.evals)
-    ]
+    judged = Judged(
+        run="/".join(subject.folder.resolve().parts[-2:]),
+        experiment=subject.experiment,
+        method=method_name(subject.model.head),
+        seed=subject.seed,
+        commit=subject.commit,
+        dataset=sets.dataset,
+        split=sets.split,
+    )
+    rows = measured_rows(asked, bank, queries, subject.model.head, cfg.evals, judged)
     append_rows(subject.folder / ROWS_NAME, rows)
     return rows
-
-
-def _asked(evals: "EvalsConfig") -> list[str]:
-    """Names of the evaluators with a section, in the order of ``EvalsConfig``."""
-    names = [f.name for f in fields(evals) if getattr(evals, f.name) is not None]
-    if not names:
-        raise ValueError(f"no evaluator asked for: evals=[{','.join(EVALUATORS)}], or some of them")
-    return names
-
-
-def _scores(
-    name: str, bank: Features | None, queries: Features, model: MRLModel, evals: "EvalsConfig"
-) -> Iterator[Score]:
-    return EVALUATORS[name].run(bank, queries, model.head, getattr(evals, name))

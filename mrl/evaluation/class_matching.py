@@ -72,6 +72,26 @@ def match_classes(
     return ClassMatch(accepted_FC)
 
 
+def shared_labels(
+    bank_labels_B: Tensor, query_labels_Q: Tensor, match: ClassMatch | None
+) -> tuple[Tensor, Tensor]:
+    """Both sets of labels, renumbered so that an item is a right answer where they are equal.
+
+    Raises:
+        ValueError: if two folders share some of their classes and not all: then no numbers do that.
+    """
+    if match is None:
+        return bank_labels_B, query_labels_Q
+    meanings_EC, meaning_F = match.accepted.unique(dim=0, return_inverse=True)
+    if bool((meanings_EC.sum(0) > 1).any()):
+        raise ValueError(
+            "two class folders of the queries mean partly the same classes, so retrieval has no "
+            "relevant items to count: 'evals=[classify,knn]' can do with such folders"
+        )
+    of_class_C = torch.where(meanings_EC.any(0), meanings_EC.int().argmax(0), len(meanings_EC))
+    return of_class_C[bank_labels_B], meaning_F[query_labels_Q]
+
+
 def read_classes_map(path: str | Path) -> dict[str, list[str]]:
     """The JSON object in ``path``: folder name -> a class name, or a list of them.
 

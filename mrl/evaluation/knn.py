@@ -3,7 +3,6 @@
 Shapes: B bank, Q queries, D embedding width, G granularities, K neighbours.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mrl.evaluation.class_matching import is_right
-from mrl.evaluation.contract import Features, Head, Score, per_cent
-from mrl.search import nested_knn
+from mrl.evaluation.contract import Features, Score, WidthsOf, per_cent
+from mrl.evaluation.neighbours import neighbours, num_others
 
 if TYPE_CHECKING:
     from mrl.config import KnnConfig
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 _VOTE_BYTES = 64 * 2**20
 
 
-def run(bank: Features, queries: Features, head: Head, cfg: "KnnConfig") -> Iterator[Score]:
+def run(bank: Features, queries: Features, head: WidthsOf, cfg: "KnnConfig") -> Iterator[Score]:
     """``top1_k1``, ``top1_k5``, ...: for every ``cfg.k``, at every granularity of the head."""
     yield from knn_scores(bank, queries, head.granularities, cfg.k)
 
@@ -30,20 +29,16 @@ def knn_scores(
 ) -> Iterator[Score]:
     """Accuracy of k-NN for all ``ks`` at all ``widths``, from one search of the whole bank.
 
-    A prefix of zeros (ReLU features have them at small widths) has cosine 0 to everything.
-
     Raises:
         ValueError: if a k is below 1, above the size of the bank, or given twice.
     """
     if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
         raise ValueError(f"evals.knn.k must be different positive numbers, got {list(ks)}")
-    if max(ks) > len(bank):
-        raise ValueError(f"evals.knn.k={max(ks)} is more than the {len(bank)} images of the bank")
-    _warn_of_zeros(queries, widths[0])
-    _, indices = nested_knn(
-        bank.z, queries.z, widths, max(ks), "cosine", allow_zero=True, progress=True
-    )
-    for m, indices_QK in zip(widths, indices, strict=True):
+    most = num_others(bank, queries)
+    if max(ks) > most:
+        raise ValueError(f"evals.knn.k={max(ks)} is more than the {most} neighbours there are")
+    indices_GQK = neighbours(bank, queries, widths, max(ks))
+    for m, indices_QK in zip(widths, indices_GQK, strict=True):
         labels_QK = bank.labels[indices_QK]
         for k in ks:
             vote_Q = majority_vote(labels_QK[:, :k])
@@ -64,13 +59,3 @@ def majority_vote(labels_QK: Tensor) -> Tensor:
         first = votes.argmax(1, keepdim=True)  # the first of several maxima, as torch documents
         winners.append(labels.gather(1, first).squeeze(1))
     return torch.cat(winners)
-
-
-def _warn_of_zeros(queries: Features, m: int) -> None:
-    count = int((queries.z[:, :m] == 0).all(1).sum())
-    if count:
-        warnings.warn(
-            f"{count} of {len(queries)} embeddings are zero in their first {m} entries: their "
-            "cosine counts as 0 to every image, so their neighbours there mean nothing",
-            stacklevel=3,
-        )

@@ -16,6 +16,7 @@ from mrl.report.tables import MINUS, PLUS_MINUS
 LABEL_GAP_PT = 12.5
 DODGE = 0.05  # in octaves; keeps the error bars of series apart
 MARKER_SIZE = 5.5
+MANY_WIDTHS = 40  # that were not trained: from here on they are a line, not marks
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,15 @@ def _draw_series(
 ) -> None:
     """Trained widths joined by a line; widths that were not trained as hollow marks."""
     hollow = line["interpolated"].to_numpy(dtype=bool)
-    looks = (
+    looks: list[tuple[Any, dict[str, Any]]] = [
         (~hollow, {"linestyle": style.dashes, "linewidth": 1.7, "markersize": MARKER_SIZE}),
         (hollow, {"linestyle": "none", "markersize": MARKER_SIZE, "markerfacecolor": PAPER}),
-    )
+    ]
+    if hollow.sum() > MANY_WIDTHS:
+        curve = line.sort_values("granularity")  # trained widths lie on it, too
+        x, y = curve["granularity"] * shift, curve[quantity.column]
+        ax.plot(x, y, color=style.color, linewidth=0.8, alpha=0.6)
+        looks = [(~hollow, looks[0][1] | {"linestyle": "none"})]
     for chosen, look in looks:
         points = line[chosen].sort_values("granularity")
         if not points.empty:
@@ -83,7 +89,7 @@ def _width_axis(ax: Axes, part: pd.DataFrame) -> None:
     between = sorted(set(part["granularity"]) - set(trained))
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_locator(FixedLocator(readable_ticks(trained or between)))
-    ax.xaxis.set_minor_locator(FixedLocator(between))
+    ax.xaxis.set_minor_locator(FixedLocator(between if len(between) <= MANY_WIDTHS else []))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda width, _: f"{width:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlim(part["granularity"].min() / 2**0.25, part["granularity"].max() * 2**0.25)

@@ -73,6 +73,12 @@ def _figure(summary: pd.DataFrame, panels: Sequence[Panel], quantity: Quantity) 
     return figure
 
 
+def _label(quantity: Quantity, panel: Panel) -> str:
+    if quantity is not ACCURACY or panel.metric.startswith("top1"):
+        return quantity.label
+    return f"{panel.quantity[0].upper()}{panel.quantity[1:]} (%)".replace("MAP@", "mAP@")
+
+
 def _layout(
     summary: pd.DataFrame, panels: Sequence[Panel], quantity: Quantity
 ) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
@@ -96,5 +102,7 @@ def _layout(
     for ax, _ in drawn:
         ax.set_xlabel("Width (dimensions)")
     for row in axes:
-        row[0].set_ylabel(quantity.label)
+        for ax, panel in zip(row, panels, strict=True):
+            if ax is row[0] or panel.quantity != panels[0].quantity:
+                ax.set_ylabel(_label(quantity, panel))
     return figure, drawn

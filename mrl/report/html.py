@@ -16,8 +16,19 @@ from matplotlib.figure import Figure
 from mrl.report import style
 from mrl.report.figures import accuracy_figure, difference_figure, figure_panels
 from mrl.report.rows import SOURCE
-from mrl.report.summary import BASELINE, METHODS, Panel, Section, method_rank, series_of
-from mrl.report.tables import PLUS_MINUS, comparison_tables, points
+from mrl.report.search_figure import COST_LABELS, cost_figure
+from mrl.report.searches import COSTS, front_of, searches_of
+from mrl.report.summary import (
+    BASELINE,
+    METHODS,
+    RETRIEVAL,
+    Panel,
+    Section,
+    method_rank,
+    series_of,
+)
+from mrl.report.tables import PLUS_MINUS, points, section_tables
+from mrl.row_names import plan_text, shown
 
 DEFAULT_TITLE = "Matryoshka representations: accuracy against width"
 NO_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
@@ -63,12 +74,13 @@ def _section_view(section: Section) -> dict[str, object]:
         ):
             if figure is not None:
                 figures.append(_inline_figure(section, panel, kind, figure))
+    figures += _cost_figures(section)
     missing = [m for m in METHODS if m not in set(section.summary["method"])]
     return {
         "title": section.title,
         "slug": section.slug,
         "figures": figures,
-        "tables": comparison_tables(section),
+        "tables": section_tables(section),
         "findings": [text for panel in section.panels for text in findings(section, panel)],
         "missing": " and ".join(missing),
     }
@@ -100,6 +112,29 @@ def _inline_figure(section: Section, panel: Panel, kind: str, figure: Figure) ->
     label = f"{what} {_in_words(lines, kind)}"
     prefix = f"{section.slug}-{panel.evaluator}-{panel.metric}-{kind}"
     return InlineFigure(inline_svg(figure, prefix, label), f"{what} {bars}")
+
+
+def _cost_figures(section: Section) -> list[InlineFigure]:
+    """Retrieval quality against each cost, for each series that was searched in stages."""
+    figures = []
+    for place, (name, searches) in enumerate(searches_of(section).items()):
+        for cost in COSTS:
+            figure = cost_figure(section, [name], (cost,))
+            if figure is None:
+                continue
+            front = front_of(searches, cost)
+            what = (
+                f"Retrieval with {name}, {section.title}: {section.retrieval_metric} of "
+                f"{len(searches)} searches against {COST_LABELS[cost]}."
+            )
+            label = f"{what} " + "; ".join(
+                f"{plan_text(s.plan)}: {s.quality:.2f} for {shown(cost, s.costs[cost])}"
+                for s in front
+            )
+            prefix = f"{section.slug}-{RETRIEVAL}-{place}-{COSTS.index(cost)}"
+            caption = f"{what} Labels name the widths: shortlist > ranked again."
+            figures.append(InlineFigure(inline_svg(figure, prefix, f"{label}."), caption))
+    return figures
 
 
 def _in_words(lines: pd.DataFrame, kind: str) -> str:

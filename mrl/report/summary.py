@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from mrl.row_names import is_per_cent
+
+RETRIEVAL = "retrieval"  # the evaluator whose rows are mostly a grid of searches
 BASELINE = "FF"
 METHODS = (BASELINE, "MRL", "MRL-E")
 PLACE = ["evaluator", "metric", "granularity"]
@@ -38,11 +41,17 @@ class Panel:
             return "Linear classification"
         if self.evaluator == "knn" and neighbours:
             return f"{neighbours[1]}-NN"
+        if self.evaluator == "truncation":
+            return "Truncation" + (f", {neighbours[1]}-NN" if neighbours else "")
+        if self.evaluator == RETRIEVAL:
+            return "Retrieval"
         return f"{self.evaluator}, {self.metric}"
 
     @property
     def quantity(self) -> str:
         """What the numbers are: "top-1 accuracy", or the raw metric."""
+        if self.metric.startswith("neighbours@"):
+            return f"share of the {self.metric.split('@')[1]} nearest at full width"
         return "top-1 accuracy" if self.metric.startswith("top1") else self.metric
 
 
@@ -70,9 +79,23 @@ class Section:
 
     @property
     def panels(self) -> list[Panel]:
-        """The panels that have rows: linear and 1-NN first."""
-        found = {Panel(*pair) for pair in _tuples(self.summary, "evaluator", "metric")}
+        """The panels that have rows: linear and 1-NN first.
+
+        Costs, which are no per cent, and the grid of searches are none: of retrieval one panel
+        compares single widths.
+        """
+        pairs = {Panel(*pair) for pair in _tuples(self.summary, "evaluator", "metric")}
+        found = {p for p in pairs if is_per_cent(p.metric) and p.evaluator != RETRIEVAL}
+        if self.retrieval_metric is not None:
+            found.add(Panel(RETRIEVAL, self.retrieval_metric))
         return [p for p in MAIN_PANELS if p in found] + sorted(found - set(MAIN_PANELS))
+
+    @property
+    def retrieval_metric(self) -> str | None:
+        """What searches are compared by: the paper's mAP at the smallest k, such as "mAP@10"."""
+        lines = self.summary[self.summary["evaluator"] == RETRIEVAL]
+        ks = [int(m[4:]) for m in lines["metric"] if re.fullmatch(r"mAP@\d+", m)]
+        return f"mAP@{min(ks)}" if ks else None
 
     def panel(self, panel: Panel) -> pd.DataFrame:
         """The summary lines of one panel."""

@@ -7,12 +7,15 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
+from mrl.report.searches import COSTS, Search, front_of, searches_of
 from mrl.report.summary import BASELINE, METHODS, Panel, Section, series_of
+from mrl.row_names import MFLOPS, plan_text, shown
 
 PLUS_MINUS = "\u00b1"
 MINUS = "\u2212"
 NOT_TRAINED = "\u2020"  # dagger
 ABSENT = "\u2013"
+MOST_BETWEEN = 24  # widths that were not trained, in one table
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,14 @@ def comparison_tables(section: Section) -> list[Table]:
     return [_comparison(section, panel) for panel in section.panels]
 
 
+def section_tables(section: Section) -> list[Table]:
+    """All tables of the section: by width, then the searches of each series."""
+    return [*comparison_tables(section), *front_tables(section)]
+
+
 def markdown_report(sections: Sequence[Section]) -> str:
-    """All comparison tables, ready to paste into a README; ends with a newline."""
-    tables = [table for section in sections for table in comparison_tables(section)]
+    """All tables, ready to paste into a README; ends with a newline."""
+    tables = [table for section in sections for table in section_tables(section)]
     return "\n\n".join(table.markdown() for table in tables) + "\n"
 
 
@@ -91,7 +99,7 @@ def _comparison(section: Section, panel: Panel) -> Table:
     usual = int(lines["num_seeds"].mode().iloc[-1])
     by_place = {(row.series, row.granularity): row for row in lines.itertuples()}
     body = []
-    for width in sorted(lines["granularity"].unique()):
+    for width in shown_widths(lines):
         found = {name: by_place.get((name, width)) for name in series}
         body.append(_line(int(width), found, compared, usual))
     return Table(
@@ -100,6 +108,14 @@ def _comparison(section: Section, panel: Panel) -> Table:
         lines=body,
         notes=_notes(section, panel, lines, usual, bool(compared)),
     )
+
+
+def shown_widths(lines: pd.DataFrame) -> list[int]:
+    """All widths, or of a long list those that were trained and some between."""
+    every = {int(width) for width in lines["granularity"]}
+    between = sorted(every - {int(w) for w in lines.loc[~lines["interpolated"], "granularity"]})
+    step = -(-len(between) // MOST_BETWEEN)
+    return sorted(every - set(between) | set(between[:: step or 1]))
 
 
 def _line(width: int, found: dict[str, Any], compared: list[str], usual: int) -> list[Cell]:
@@ -138,6 +154,9 @@ def _notes(
         notes.append(f"Differences to {BASELINE} are in points, between means.")
     if lines["interpolated"].any():
         notes.append(f"{NOT_TRAINED}: a width that was not trained.")
+    hidden = lines["granularity"].nunique() - len(shown_widths(lines))
+    if hidden:
+        notes.append(f"{hidden:,} more such widths are in table.csv.")
     missing = [m for m in METHODS if m not in set(lines["method"])]
     if missing:
         notes.append(f"No rows of {' or '.join(missing)}: left out.")
@@ -167,6 +186,46 @@ def _images_note(section: Section, panel: Panel) -> str:
         return f"Measured on {counts[0]:,} images."
     listed = ", ".join(f"{count:,}" for count in counts)
     return f"Careful: not all measured on the same images (numbers of images: {listed})."
+
+
+def front_tables(section: Section) -> list[Table]:
+    """For each series with more than single widths: the plans that no other beats."""
+    tables = []
+    for name, searches in searches_of(section).items():
+        if any(search.plan.shortlists for search in searches):
+            tables.append(_front_table(section, name, searches))
+    return tables
+
+
+def _front_table(section: Section, name: str, searches: list[Search]) -> Table:
+    front = front_of(searches, MFLOPS)
+    units = [unit for unit in COSTS if any(unit in search.costs for search in front)]
+    exact = max((s for s in searches if not s.plan.shortlists), key=lambda s: s.plan.dims)
+    lines = [_search_line(search, units) for search in front]
+    seeds = front[0].num_seeds
+    spread = f"{PLUS_MINUS} sample standard deviation over {seeds} seeds." if seeds > 1 else ""
+    notes = [
+        f"Of {len(searches)} searches those that no other beats in quality and {MFLOPS}.",
+        f"Exact search at width {exact.plan.dims[0]}: {exact.quality:.2f} for "
+        f"{shown(MFLOPS, exact.costs[MFLOPS])} {MFLOPS}.",
+        spread or "One seed (n=1): no spread.",
+    ]
+    return Table(
+        title=f"{section.title}: retrieval with {name}, {section.retrieval_metric} (%) and cost",
+        header=["Widths", "Shortlists", str(section.retrieval_metric), *units],
+        lines=lines,
+        notes=notes,
+    )
+
+
+def _search_line(search: Search, units: list[str]) -> list[Cell]:
+    spread = "" if pd.isna(search.sd) else f"{PLUS_MINUS} {search.sd:.2f}"
+    return [
+        Cell(plan_text(search.plan)),
+        Cell(", ".join(map(str, search.plan.shortlists)) or "none"),
+        Cell(f"{search.quality:.2f}", spread),
+        *(Cell(shown(u, search.costs[u]) if u in search.costs else "") for u in units),
+    ]
 
 
 def _is_baseline(lines: pd.DataFrame, series: str) -> bool:

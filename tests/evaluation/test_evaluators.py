@@ -90,7 +90,7 @@ def test_majority_vote_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("k", "message"), [([], "got"), ([0], "got"), ([1, 1], "different"), ([61], "60 images")]
+    ("k", "message"), [([], "got"), ([0], "got"), ([1, 1], "different"), ([61], "60 neighbours")]
 )
 def test_bad_k(k: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=rf"evals\.knn\.k.*{message}"):
@@ -127,6 +127,36 @@ def test_interpolation_of_mrl_e_slices_its_weight() -> None:
     logits = QUERIES.z[:, :7] @ head.weight[:, :7].T + head.bias
     right = (logits.argmax(1) == QUERIES.labels).sum()
     assert scores[0].value == pytest.approx(100 * int(right) / 21)
+
+
+@pytest.mark.parametrize("kind", [NestedHead, TiedHead], ids=["MRL", "MRL-E"])
+def test_every_width_in_one_pass(kind: type[NestedHead] | type[TiedHead]) -> None:
+    head = kind(16, 5, [2, 4, 16])
+    scores = list(interpolation.run(BANK, QUERIES, head, InterpolationConfig(widths="all")))
+    found = {(s.metric, s.granularity): s.value for s in scores}
+    metrics = ["top1_k1"] if kind is NestedHead else ["top1", "top1_k1"]
+    assert set(found) == {(metric, m) for metric in metrics for m in range(1, 17)}
+    for m in range(1, 17):
+        pairs = list(zip(QUERIES.z, QUERIES.labels, strict=True))
+        near = sum(nearest_label(BANK, q, m) == y for q, y in pairs)
+        assert found["top1_k1", m] == pytest.approx(100 * near / 21)
+        if isinstance(head, TiedHead):
+            right = (head.logits_at(QUERIES.z, m).argmax(1) == QUERIES.labels).sum()
+            assert found["top1", m] == pytest.approx(100 * int(right) / 21)
+
+
+def test_a_query_of_the_bank_is_not_its_own_neighbour() -> None:
+    ids = torch.tensor([5, 17, 40])
+    queries = Features(BANK.z[ids], BANK.labels[ids], ids=ids)
+    (score,) = knn.knn_scores(BANK, queries, [16], [1])
+    right = 0
+    for i in ids.tolist():
+        rest = torch.arange(60) != i
+        others = Features(BANK.z[rest], BANK.labels[rest])
+        right += nearest_label(others, BANK.z[i], 16) == int(BANK.labels[i])
+    assert score.value == pytest.approx(100 * right / 3)
+    with pytest.raises(ValueError, match="60 is more than the 59 neighbours"):
+        list(knn.knn_scores(BANK, queries, [16], [60]))
 
 
 @pytest.mark.parametrize("width", [1, 17])
