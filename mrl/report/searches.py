@@ -6,7 +6,7 @@ import pandas as pd
 
 from mrl.report.summary import RETRIEVAL, Section, series_of
 from mrl.row_names import MFLOPS, MILLISECONDS, parse_metric
-from mrl.search.cost import Plan, pareto_front
+from mrl.search.cost import Plan, pareto_front, pick_plan
 
 COSTS = (MFLOPS, MILLISECONDS)
 
@@ -54,3 +54,34 @@ def front_of(searches: list[Search], cost: str) -> list[Search]:
     """The searches that no other beats in quality and ``cost``, cheapest first."""
     measured = [search for search in searches if cost in search.costs]
     return [measured[i] for i in pareto_front([(s.costs[cost], s.quality) for s in measured])]
+
+
+def exact_of(searches: list[Search]) -> Search:
+    """The exact search at the full width.
+
+    Raises:
+        ValueError: if there is none among them.
+    """
+    full = max((search.plan.dims[-1] for search in searches), default=0)
+    exact = [search for search in searches if search.plan == Plan((full,))]
+    if not exact:
+        raise ValueError(
+            "the exact search at the full width was not measured: run eval.py 'evals=[retrieval]'"
+        )
+    return exact[0]
+
+
+def cheapest(searches: list[Search], cost: str, max_loss: float) -> Search:
+    """The cheapest search within ``max_loss`` points of the exact one at the full width.
+
+    Args:
+        cost: one of ``COSTS``.
+
+    Raises:
+        ValueError: if ``cost`` was not measured, or see ``exact_of`` and ``pick_plan``.
+    """
+    measured = {search.plan: search for search in searches if cost in search.costs}
+    if not measured:
+        raise ValueError(f"no search has a measured {cost}")
+    candidates = [(plan, search.quality, search.costs[cost]) for plan, search in measured.items()]
+    return measured[pick_plan(candidates, exact_of(searches).quality, max_loss)]
