@@ -21,6 +21,7 @@ import torch
 # Run from a checkout without installing it, too.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.machine import synchronize
 from mrl.backbones import build_backbone
 from mrl.data.batches import BatchPlan
 from mrl.data.datasets import ImageDataset
@@ -99,11 +100,6 @@ def extraction(model: MRLModel, dataset: ImageDataset, batch: int, device: torch
             ranks=Ranks(),
         )
         return time.perf_counter() - start
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def arguments() -> argparse.Namespace:

@@ -13,8 +13,6 @@ Shapes: N examples, C classes, D embedding width, M prefix width.
 """
 
 import argparse
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -28,6 +26,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.machine import forget_peak, processor, resident_bytes
 from mrl.heads import NestedHead, TiedHead
 from mrl.losses import nested_cross_entropy, weighted_sum
 from mrl.nesting import log_spaced
@@ -114,19 +113,9 @@ def peak_bytes(name: str) -> int:
     make_step(name, 64, 10)()  # threads and the libraries' own buffers
     step = make_step(name, *MEMORY_SHAPE)
     before = resident_bytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+    forget_peak()
     step()
     return resident_bytes("VmHWM") - before
-
-
-def resident_bytes(field: str) -> int:
-    return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return found[1] if found else platform.machine()
 
 
 def show(unit: str, values: dict[str, float], ratios: dict[str, float], column: int) -> None:

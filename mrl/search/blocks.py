@@ -4,19 +4,23 @@ Shapes: B bank rows of a block, C columns, G widths, W widths.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from mrl.search.pairs import MIN_NORM, Metric, rank_in_run
+from mrl.search.pairs import MIN_NORM, RUN, Metric, rank_in_run, sum_in_runs
 
 UNIT, BF16_UNIT = 2.0**-24, 2.0**-8  # relative error of one rounding to float32, to bfloat16
 _FEW_COLUMNS = 4  # up to so many, multiplying column by column beats a matrix product
+_MOST_COLUMNS = 256  # of one float32 product; the bound on its error grows with them
 WIDE_COLUMNS = 32  # from here on bfloat16 pays, with its result added in another step
 _TWIN_WIDTH = 16  # up to this width equal bank prefixes are looked for; beyond it they are rare
+SQUARES_ERROR = (RUN + 4) * UNIT  # relative
 _MANY_WIDTHS = 64  # one cumulative sum is then cheaper than that many sums
 
 
@@ -81,6 +85,7 @@ class BankBlock:
 
 def add_products(
     inner_QB: Tensor,
+    scratch_QB: Tensor,
     q_QC: Tensor,
     half_QC: Tensor | None,
     block: BankBlock,
@@ -90,22 +95,32 @@ def add_products(
     """Add the inner products over columns lo..hi; float32 (Q, B), in place.
 
     Args:
+        scratch_QB: overwritten.
         half_QC: the queries in bfloat16, to multiply wide runs of columns in it.
     """
     if half_QC is not None and block.half is not None and hi - lo >= WIDE_COLUMNS:
         inner_QB.add_(half_QC[:, lo:hi] @ block.half[:, lo:hi].T)
     elif hi - lo > _FEW_COLUMNS:
-        inner_QB.addmm_(q_QC[:, lo:hi], block.columns[lo:hi])
+        for start in range(lo, hi, _MOST_COLUMNS):
+            columns = slice(start, min(start + _MOST_COLUMNS, hi))
+            torch.mm(q_QC[:, columns], block.columns[columns], out=scratch_QB)
+            inner_QB.add_(scratch_QB)
     else:
         for c in range(lo, hi):
             torch.addcmul(inner_QB, q_QC[:, c : c + 1], block.columns[c], out=inner_QB)
 
 
-def error_of_products(m: int, coarse: bool) -> float:
-    """Largest error of what :func:`add_products` sums to width m, relative to |q| |x|."""
+def error_of_products(m: int, widths: Sequence[int], coarse: bool) -> float:
+    """Largest error of what :func:`add_products` sums to width m, relative to |q| |x|.
+
+    Args:
+        widths: between which products are added, m among them.
+    """
     # Roundings of inputs, of every product and of every sum; in bfloat16 of both inputs and of what
     # comes out.
-    return (m + 8) * UNIT + (3.02 * BF16_UNIT if coarse else 0.0)
+    added = m // _MOST_COLUMNS + _FEW_COLUMNS * bisect_right(widths, m)
+    roundings = min(m, _MOST_COLUMNS) + min(m, added) + 8
+    return roundings * UNIT + (3.02 * BF16_UNIT if coarse else 0.0)
 
 
 def first_coarse(widths: Sequence[int], bf16: bool) -> float:
@@ -115,11 +130,21 @@ def first_coarse(widths: Sequence[int], bf16: bool) -> float:
 
 
 def square_sums(x_NC: Tensor, widths: Sequence[int]) -> Tensor:
-    """Squared norms of the prefixes of float32 rows, float32 (G, N)."""
+    """Squared norms of the prefixes of float32 rows, float32 (G, N); error ``SQUARES_ERROR``."""
     if len(widths) >= _MANY_WIDTHS:
-        return x_NC[:, : widths[-1]].square().cumsum(1).T[[m - 1 for m in widths]]
-    parts = [torch.linalg.vector_norm(x_NC[:, lo:hi], dim=1) for lo, hi in pairwise([0, *widths])]
-    return torch.stack(parts).square_().cumsum(0)
+        return _all_square_sums(x_NC[:, : widths[-1]])[:, [m - 1 for m in widths]].T
+    square_NC = x_NC[:, : widths[-1]].square()
+    parts = [sum_in_runs(square_NC[:, lo:hi]) for lo, hi in pairwise([0, *widths])]
+    return torch.stack(parts).cumsum(0).float()
+
+
+def _all_square_sums(x_NC: Tensor) -> Tensor:
+    """The same for every column, float32 (N, C)."""
+    columns = x_NC.shape[1]
+    runs_NRC = pad(x_NC, (0, -columns % RUN)).square_().unflatten(1, (-1, RUN)).cumsum_(2)
+    ends_NR = runs_NRC[:, :, -1].double().cumsum(1).float()
+    runs_NRC[:, 1:] += ends_NR[:, :-1, None]
+    return runs_NRC.flatten(1)[:, :columns]
 
 
 def _compared(x_BM: Tensor, metric: Metric) -> Tensor:

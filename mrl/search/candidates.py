@@ -4,27 +4,35 @@ Shapes: Q queries, M prefix width, B bank rows of a block, N candidates of a que
 P pairs; values (Q, E, H) are H groups of E columns.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from mrl.search.blocks import UNIT, BankBlock, error_of_products
+from mrl.search.blocks import SQUARES_ERROR, UNIT, BankBlock, error_of_products
 from mrl.search.pairs import MIN_NORM, Metric, rank_in_run, rank_pairs
 
+_PRECISE = 4e-5  # error of values that are good enough to rank by, and to be given out
 _MAX_CANDIDATES = 4096  # of one query, if k is less; more are ranked at once
 
 
-def filter_error(
-    m: int, coarse: bool, norm_Q: Tensor, largest_square: float, metric: Metric
-) -> Tensor:
-    """Largest error of the filter's value at width m, float32 (Q,).
+def relative_error(m: int, widths: Sequence[int], coarse: bool) -> float:
+    """Largest error of the filter's value at width m, relative to the norms that it comes from.
 
     Args:
+        widths: that are scanned, m among them.
         coarse: some of the columns were multiplied in bfloat16.
+    """
+    return error_of_products(m, widths, coarse) + SQUARES_ERROR + 8 * UNIT  # 8: of the value itself
+
+
+def filter_error(relative: float, norm_Q: Tensor, largest_square: float, metric: Metric) -> Tensor:
+    """The same in the value's own unit, float32 (Q,).
+
+    Args:
         norm_Q: of the queries' prefixes.
         largest_square: squared norm of a bank row's prefix, at most.
     """
-    relative = error_of_products(m, coarse)
-    relative += (m / 2 + 8) * UNIT  # of the bank's norms, and of the value itself
     size_Q = norm_Q if metric == "cosine" else 2 * (norm_Q.square() + largest_square)
     return (relative * size_Q).float() + torch.finfo(torch.float32).tiny
 
@@ -44,23 +52,39 @@ class CandidatePool:
         k: int,
         metric: Metric,
         norm_Q: Tensor,
-        error_Q: Tensor,
+        relative: float,
+        largest_square: float,
+        guess_Q: Tensor | None = None,
     ) -> None:
-        """``norm_Q``: of the queries' prefixes, float64; ``error_Q``: of the filter's value."""
+        """Nothing is in it at first.
+
+        Args:
+            norm_Q: of the queries' prefixes, float64.
+            relative, largest_square: see :func:`filter_error`.
+            guess_Q: where the k-th best value is thought to be, or somewhat below.
+        """
         self.bank, self.queries, self.m, self.k, self.metric = bank, queries, m, k, metric
-        self.norm_Q = norm_Q
-        self.slack_Q = 2 * error_Q
+        self.norm_Q, self.relative = norm_Q, relative
+        self.slack_Q = 2 * filter_error(relative, norm_Q, largest_square, metric)
+        self.guess_Q = guess_Q
         shape = (len(queries), 2 * k + 14)
         self.value_QN = torch.full(shape, -torch.inf, device=queries.device)
         self.index_QN = torch.zeros(shape, dtype=torch.int64, device=queries.device)
         self.count_Q = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
-        self.best_Q = self.value_QN[:, 0].clone()  # the k-th best, or something below it
+        # The k-th best, or something below it, if the guess is right.
+        self.best_Q = self.value_QN[:, 0].clone() if guess_Q is None else guess_Q.clone()
         self.fresh = 0  # candidates since the k-th best was last sought
+        # After how many of a query it is sought again: with a good guess it changes little.
+        self.patience = max(k // 2, 4) if guess_Q is None else 2 * k
         if metric == "cosine":
             self._settle(norm_Q < MIN_NORM)
 
     def _settle(self, zero_Q: Tensor) -> None:
-        """Zero queries are as near to everything: give them the first k, and look no further."""
+        """Give these queries the first k of the bank, which score 0, and look no further.
+
+        To zero queries everything is as near.
+        """
+        self.value_QN[zero_Q] = -torch.inf
         self.value_QN[zero_Q, : self.k] = torch.inf
         self.index_QN[zero_Q, : self.k] = torch.arange(self.k, device=zero_Q.device)
         self.count_Q[zero_Q] = self.k
@@ -94,7 +118,7 @@ class CandidatePool:
         self.value_QN[row, place] = value
         self.index_QN[row, place] = index
         self.fresh += len(row)
-        if self.fresh > max(self.k // 2, 4) * len(self.count_Q):
+        if self.fresh > self.patience * len(self.count_Q):
             self._raise_bound()
 
     def _raise_bound(self) -> None:
@@ -122,18 +146,36 @@ class CandidatePool:
         self.value_QN = value_QK.float().masked_fill_(settled_Q1, torch.inf)
         self.count_Q.fill_(self.k)
 
-    def ranked(self) -> tuple[Tensor, Tensor]:
-        """Scores (Q, K), float64, larger is nearer, and indices (Q, K), best first."""
+    def kth_best(self) -> Tensor:
+        """The value (Q,) of the k-th best candidate."""
         self._raise_bound()
-        return self._rank()
+        return self.best_Q
+
+    def ranked(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores (Q, K), float64, larger is nearer, and indices (Q, K), best first.
+
+        And for which queries (Q,) the guess was too high: what is given for those is of no use.
+        """
+        self._raise_bound()
+        missed_Q = torch.zeros_like(self.count_Q, dtype=torch.bool)
+        if self.guess_Q is not None:
+            missed_Q = (self.value_QN >= self.guess_Q[:, None]).sum(1) < self.k
+            self._settle(missed_Q)  # so that all have k candidates to rank
+        return *self._rank(), missed_Q
 
     def _rank(self) -> tuple[Tensor, Tensor]:
         none = len(self.bank)
-        index_QN = self.index_QN.masked_fill(self.value_QN == -torch.inf, none).sort(1).values
-        row_P, place_P = (index_QN < none).nonzero(as_tuple=True)
-        index_P = index_QN[row_P, place_P]
+        in_order = self.index_QN.masked_fill(self.value_QN == -torch.inf, none).sort(1)
+        row_P, place_P = (in_order.values < none).nonzero(as_tuple=True)
+        index_P = in_order.values[row_P, place_P]
+        known = None
+        if self.metric == "cosine" and self.relative <= _PRECISE:
+            value_P = self.value_QN[row_P, in_order.indices[row_P, place_P]].double()
+            score_P = value_P / self.norm_Q[row_P]
+            score_P.masked_fill_(value_P == torch.inf, 0.0)  # settled
+            known = score_P, torch.full_like(score_P, self.relative)
         return rank_pairs(
-            self.bank, self.queries, row_P, index_P, self.m, self.norm_Q, self.metric, self.k
+            self.bank, self.queries, row_P, index_P, self.m, self.norm_Q, self.metric, self.k, known
         )
 
 

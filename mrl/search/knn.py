@@ -2,13 +2,14 @@
 
 How: a float32 filter, then a float64 referee.  For each block of queries x bank, inner products are
 summed over column blocks [m_i, m_i+1), so that all granularities together cost one full-width
-product.  Every pair that float32 rounding could still put among the k best is kept, and the kept
-pairs (few) are scored again in float64 and ranked.  Hence the answer does not depend on chunk
-sizes, threads or the BLAS in use, and equal bank rows really tie; a float32 product alone gives
-neither (equal rows may differ in their last bit, which then decides who is nearest).
+product.  Every pair that rounding could still put among the k best is kept, and of the kept pairs
+(few) those that float32 cannot tell apart are scored in float64.  Hence who is found does not
+depend on chunk sizes, threads or the BLAS in use, and equal bank rows really tie; a float32 product
+alone gives neither (equal rows may differ in their last bit, which then decides who is nearest).
 
 Where a sample shows that it pays, the bank is scanned with a narrow prefix only: prefixes are
-nested, so that it bounds the wider ones, and few pairs are left for those (``refine.py``).
+nested, so that it bounds the wider ones, and few pairs are left for those (``refine.py``).  Where k
+is large, a sample tells about how near the k-th best is; fewer pairs are kept then (``scan.py``).
 
 Shapes: B bank, Q queries, D embedding width, M prefix width, G granularities, K neighbours.
 """
@@ -63,7 +64,8 @@ def nested_knn(
 
     Returns:
         ``(scores, indices)``, each (G, Q, k), best first; scores float32 (float64 for float64
-        input), good to 5e-6 (relative for "l2"); indices int64.
+        input), indices int64.  Scores are good to 3e-5 at worst ("l2": relative), and only their
+            last digits depend on how the search is split up.
 
     Raises:
         ValueError: naming which of bank or queries, the row and the width, for NaN, infinities or

@@ -14,7 +14,7 @@ from torch import Tensor
 Metric = Literal["cosine", "l2"]
 MIN_NORM = 1e-12  # shorter prefixes count as zero for cosine; the same limit as F.normalize
 _CACHE_BYTES = 2**20  # of one operand: what is summed at once stays in a core's cache
-_RUN = 32  # columns whose sum is one float32 number
+RUN = 32  # columns whose sum is one float32 number
 _MANY_WIDTHS = 8  # in one run of columns; from here on one cumulative sum is cheaper than many
 
 
@@ -116,16 +116,22 @@ def rank_pairs(
     norm_Q: Tensor,
     metric: Metric,
     k: int,
+    known: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`best_of_each` at one width, ``(scores, indices)``, each (Q, K).
 
     Scores are computed in float32 first, with a known error; in float64, for three to five times
     the price, only where two of a query's are closer together than that.
+
+    Args:
+        known: scores that were computed before, float64, and their largest errors; each (P,).
     """
     if bank.dtype == torch.float64:
         score_P = pair_scores(bank, queries, row_P, index_P, m, norm_Q, metric)
     else:
-        score_P, error_P = _float32_scores(bank, queries, row_P, index_P, m, norm_Q, metric)
+        score_P, error_P = known or _float32_scores(
+            bank, queries, row_P, index_P, m, norm_Q, metric
+        )
         close = _close_to_another(row_P, score_P, error_P)
         score_P[close] = pair_scores(bank, queries, row_P[close], index_P[close], m, norm_Q, metric)
     scores, indices = best_of_each(row_P, index_P, score_P[:, None], len(queries), k)
@@ -148,22 +154,22 @@ def _float32_scores(
         q_PM = queries[:, :m].index_select(0, row).float()
         x_PM = bank[:, :m].index_select(0, index.to(bank.device)).to(q_PM.device, torch.float32)
         if metric == "cosine":
-            chunks.append((_sum(q_PM.mul_(x_PM)), _sum(x_PM.square_())))
+            chunks.append((sum_in_runs(q_PM.mul_(x_PM)), sum_in_runs(x_PM.square_())))
         else:
-            chunks.append((_sum(q_PM.sub_(x_PM).square_()),))
+            chunks.append((sum_in_runs(q_PM.sub_(x_PM).square_()),))
     sums = tuple(torch.cat(part)[:, None] for part in zip(*chunks, strict=True))
     score_P = scores_of(sums, norm_Q[row_P, None], metric)[:, 0]
-    # Of each factor a rounding or two, and _RUN of a run's sum: relative to the product of the
+    # Of each factor a rounding or two, and RUN of a run's sum: relative to the product of the
     # norms for cosine (half of it again for the bank's norm), to the squared distance for l2.
-    relative = 2 * (_RUN + 4) * 2.0**-24
+    relative = 2 * (RUN + 4) * 2.0**-24
     size_P = torch.ones_like(score_P) if metric == "cosine" else -score_P
     return score_P, size_P * relative
 
 
-def _sum(x_PM: Tensor) -> Tensor:
-    """Sums of float32 rows in float64, but for short runs: no more than ``_RUN`` roundings."""
-    whole = x_PM.shape[1] // _RUN * _RUN
-    runs = x_PM[:, :whole].unflatten(1, (whole // _RUN, _RUN)).sum(2).double().sum(1)
+def sum_in_runs(x_PM: Tensor) -> Tensor:
+    """Sums of float32 rows in float64, but for short runs: no more than ``RUN`` roundings."""
+    whole = x_PM.shape[1] // RUN * RUN
+    runs = x_PM[:, :whole].unflatten(1, (whole // RUN, RUN)).sum(2).double().sum(1)
     return runs + x_PM[:, whole:].sum(1)
 
 

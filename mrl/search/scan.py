@@ -6,19 +6,22 @@ Shapes: B bank rows of a block, Q queries, D embedding width, G widths, K neighb
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from math import ceil, sqrt
 
 import torch
 from torch import Tensor
 
 from mrl.search.blocks import BankBlock, add_products, first_coarse
-from mrl.search.candidates import CandidatePool, filter_error
+from mrl.search.candidates import CandidatePool, filter_error, relative_error
 from mrl.search.pairs import Metric
 from mrl.search.refine import Stages, Survivors, prefix_norms
 
 _MAX_GROUP = 64  # columns whose maximum is looked at first
 _BLOCK_ROWS, _CHUNK_QUERIES, _BATCH_QUERIES = 2048, 256, 2048  # at most
+_SAMPLE = 7  # one of so many bank rows; a prime, as classes may take turns in a bank
+_GUESS_FROM = 64  # neighbours; for fewer a guess saves less than it costs
 _PAIR_BYTES = 64  # of a survivor, with what is computed from it
 
 
@@ -47,20 +50,18 @@ class Search:
 
     def scan(self, queries: Tensor, widths: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The k best at each width, ``(scores, indices)``, each (G, Q, K)."""
-        return _joined(self.workers.map(_ranked, self._pools(self._chunks(queries), widths)))
+        return _joined(self._nearest(self._chunks(queries), widths))
 
     def refine(self, queries: Tensor, widths: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
         """The same: by :meth:`scan` at ``start`` and below, and beyond by what it leaves over."""
         narrow, stages = _split(widths, start)
         scanned = narrow if start in narrow else [*narrow, start]
         chunks = self._chunks(queries)
-        pools = self._pools(chunks, scanned)
-        found = list(self.workers.map(_ranked, pools))
+        found = self._nearest(chunks, scanned)
         survivors = self._survivors(chunks, stages, [indices[-1] for _, indices in found])
-        del pools
-        coarse = first_coarse([start], self.bf16) <= start
+        relative = relative_error(start, [start], first_coarse([start], self.bf16) <= start)
         errors = [
-            filter_error(start, coarse, part.norm_Q, self.largest(start), self.metric)
+            filter_error(relative, part.norm_Q, self.largest(start), self.metric)
             for part in survivors
         ]
         floats, halves = self._converted(chunks, start)
@@ -68,9 +69,9 @@ class Search:
         def visit(i: int, block: BankBlock) -> None:
             if survivors[i].too_many:
                 return
-            inner_QB, value_QB, group = self._arrays(len(chunks[i]), len(block), 1)
+            inner_QB, product_QB, value_QB, group = self._arrays(len(chunks[i]), len(block), 1)
             inner_QB.zero_()
-            add_products(inner_QB, floats[i], halves[i], block, 0, start)
+            add_products(inner_QB, product_QB, floats[i], halves[i], block, 0, start)
             block.values(inner_QB, 0, out=value_QB[:, : len(block)])
             survivors[i].offer(value_QB.view(len(inner_QB), group, -1), block, errors[i])
 
@@ -101,33 +102,77 @@ class Search:
         floats = [chunk[:, :columns].float() for chunk in chunks]
         return floats, [x.bfloat16() if self.bf16 else None for x in floats]
 
-    def _pools(self, chunks: Sequence[Tensor], widths: Sequence[int]) -> list[list[CandidatePool]]:
+    def _nearest(
+        self, chunks: Sequence[Tensor], widths: Sequence[int], *, guess: bool = True
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The k best of each chunk at each width, ``(scores, indices)``, each (G, Q, K).
+
+        With a guess, from a sample, of how near the k-th best is, few pairs have to be kept. Where
+        it turns out to have been too near, the queries are looked up again without.
+        """
+        rank = _rank_in_sample(self.k)
+        if not guess or self.k < _GUESS_FROM or len(self.bank) < 2 * _SAMPLE * rank:
+            pools = self._pools(chunks, widths, [[None] * len(widths) for _ in chunks])
+            return [found for found, _ in self.workers.map(_ranked, pools)]
+        sample = replace(self, bank=self.bank[::_SAMPLE], k=rank, bar=lambda rows: None)
+        pools = sample._pools(chunks, widths, [[None] * len(widths) for _ in chunks])
+        guesses = self.workers.map(lambda of_chunk: [pool.kth_best() for pool in of_chunk], pools)
+        pools = self._pools(chunks, widths, list(guesses))
+        found, missed = zip(*self.workers.map(_ranked, pools), strict=True)
+        if any(map(torch.any, missed)):
+            unlucky = torch.cat([c[rows] for c, rows in zip(chunks, missed, strict=True)])
+            again = replace(self, bar=lambda rows: None)
+            parts = again._nearest(again._chunks(unlucky), widths, guess=False)
+            right = [part.split([int(rows.sum()) for rows in missed], 1) for part in _joined(parts)]
+            for of_chunk, rows, *better in zip(found, missed, *right, strict=True):
+                for values, new in zip(of_chunk, better, strict=True):
+                    values[:, rows] = new
+        return list(found)
+
+    def _pools(
+        self,
+        chunks: Sequence[Tensor],
+        widths: Sequence[int],
+        guesses: Sequence[Sequence[Tensor | None]],
+    ) -> list[list[CandidatePool]]:
         """The candidates of each chunk at each width."""
-        pools = list(self.workers.map(lambda chunk: self._empty_pools(chunk, widths), chunks))
+        pools = list(
+            self.workers.map(lambda *each: self._empty_pools(widths, *each), chunks, guesses)
+        )
         floats, halves = self._converted(chunks, widths[-1])
 
         def visit(i: int, block: BankBlock) -> None:
-            inner_QB, value_QB, group = self._arrays(len(chunks[i]), len(block), self.k)
+            inner_QB, product_QB, value_QB, group = self._arrays(len(chunks[i]), len(block), self.k)
             inner_QB.zero_()
             for g, (pool, (lo, hi)) in enumerate(
                 zip(pools[i], pairwise([0, *widths]), strict=True)
             ):
-                add_products(inner_QB, floats[i], halves[i], block, lo, hi)
+                add_products(inner_QB, product_QB, floats[i], halves[i], block, lo, hi)
                 block.values(inner_QB, g, out=value_QB[:, : len(block)])
                 pool.offer(value_QB.view(len(inner_QB), group, -1), block, g)
 
         self._stream(chunks, widths, visit, products=widths)
         return pools
 
-    def _empty_pools(self, chunk: Tensor, widths: Sequence[int]) -> list[CandidatePool]:
+    def _empty_pools(
+        self, widths: Sequence[int], chunk: Tensor, guesses: Sequence[Tensor | None]
+    ) -> list[CandidatePool]:
         norm_QG = prefix_norms(chunk, widths)
         coarse = first_coarse(widths, self.bf16)
-        pools = []
-        for g, m in enumerate(widths):
-            norm_Q = norm_QG[:, g]
-            error_Q = filter_error(m, m >= coarse, norm_Q, self.largest(m), self.metric)
-            pools.append(CandidatePool(self.bank, chunk, m, self.k, self.metric, norm_Q, error_Q))
-        return pools
+        return [
+            CandidatePool(
+                self.bank,
+                chunk,
+                m,
+                self.k,
+                self.metric,
+                norm_QG[:, g],
+                relative_error(m, widths, m >= coarse),
+                self.largest(m),
+                guesses[g],
+            )
+            for g, m in enumerate(widths)
+        ]
 
     def _survivors(
         self, chunks: Sequence[Tensor], stages: Stages, seeds: Sequence[Tensor]
@@ -173,8 +218,8 @@ class Search:
                 pass
             self.bar(len(block))
 
-    def _arrays(self, num_queries: int, rows: int, k: int) -> tuple[Tensor, Tensor, int]:
-        """This thread's arrays for inner products (Q, B) and values (Q, groups x columns).
+    def _arrays(self, num_queries: int, rows: int, k: int) -> tuple[Tensor, Tensor, Tensor, int]:
+        """This thread's arrays: two of inner products (Q, B), values (Q, groups x columns).
 
         The values are padded to whole groups, by columns that can win nothing.
         """
@@ -183,17 +228,27 @@ class Search:
         if getattr(self.scratch, "shape", None) != shape:
             self.scratch.shape = shape
             self.scratch.inner = torch.empty(shape[:2], device=self.device)
+            self.scratch.product = torch.empty_like(self.scratch.inner)
             self.scratch.values = torch.full((shape[0], shape[2]), -torch.inf, device=self.device)
-        return self.scratch.inner, self.scratch.values, group
+        return self.scratch.inner, self.scratch.product, self.scratch.values, group
+
+
+def _rank_in_sample(k: int) -> int:
+    """How far down the sample's list the k-th best of the whole bank hardly ever lies further up.
+
+    About k / _SAMPLE of the k best are in the sample, give or take the root; four of them to spare.
+    """
+    return ceil((2 + sqrt(4 + k / _SAMPLE)) ** 2)
 
 
 def _split(widths: Sequence[int], start: int) -> tuple[list[int], Stages]:
     return [m for m in widths if m <= start], Stages(start, [m for m in widths if m > start])
 
 
-def _ranked(pools: Sequence[CandidatePool]) -> tuple[Tensor, Tensor]:
-    scores, indices = zip(*(pool.ranked() for pool in pools), strict=True)
-    return torch.stack(scores), torch.stack(indices)
+def _ranked(pools: Sequence[CandidatePool]) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """``(scores, indices)``, each (G, Q, K), and which queries (Q,) were missed at any width."""
+    scores, indices, missed = zip(*(pool.ranked() for pool in pools), strict=True)
+    return (torch.stack(scores), torch.stack(indices)), torch.stack(missed).any(0)
 
 
 def _joined(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:

@@ -95,7 +95,7 @@ class _Sample:
             # For l2 errors go with |q|^2 + |x|^2 and count twice; about so.
             size = self.size[level].amax(1, True)
             size = torch.ones_like(size) if self.metric == "cosine" else 4 * size
-            reach_Q1 = self.worst[level] + 2 * error_of_products(level, coarse) * size
+            reach_Q1 = self.worst[level] + 2 * error_of_products(level, self.levels, coarse) * size
             kept = (self.distance[level] <= reach_Q1).float().mean()
             self.shares[level, coarse] = max(self.least, kept.item())
         return self.shares[level, coarse]
