@@ -38,8 +38,8 @@ def as_matrix(name: str, x: Matrix) -> Tensor:
     return x.detach()
 
 
-def as_pair(bank: Matrix, queries: Matrix) -> tuple[Tensor, Tensor]:
-    """Bank (B, D) and queries (Q, D) as tensors of one width, dtype and device.
+def as_pair(bank: Matrix, queries: Matrix, *, one_device: bool = True) -> tuple[Tensor, Tensor]:
+    """Bank (B, D) and queries (Q, D) as tensors of one width, dtype and (if so asked) device.
 
     Raises:
         TypeError, ValueError: see :func:`as_matrix`; or if the two do not match.
@@ -49,7 +49,7 @@ def as_pair(bank: Matrix, queries: Matrix) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"bank and queries differ in width: {bank.shape[1]} and {queries.shape[1]}"
         )
-    if (bank.dtype, bank.device) != (queries.dtype, queries.device):
+    if bank.dtype != queries.dtype or (one_device and bank.device != queries.device):
         raise TypeError(
             f"bank and queries must share dtype and device, got {bank.dtype} on {bank.device} "
             f"and {queries.dtype} on {queries.device}"

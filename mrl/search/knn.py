@@ -52,7 +52,8 @@ def nested_knn(
     Args:
         bank: (B, D) floating point, a tensor or an array, which may be mapped from a file that is
             larger than memory; not modified.
-        queries: (Q, D), of the bank's dtype; not modified.  The search runs on their device.
+        queries: (Q, D), of the bank's dtype; not modified.  The search runs on their device, to
+            which the bank is sent block by block.
         granularities: strictly increasing widths in 1..D.
         k: neighbours per query, 1..B.
         metric: "cosine" (similarity, descending) or "l2" (squared distance, ascending).
@@ -95,7 +96,7 @@ def float64_knn(
     progress: bool,
 ) -> tuple[Tensor, Tensor]:
     """:func:`nested_knn` before its scores are rounded; larger is nearer for l2, too."""
-    bank, queries = as_pair(bank, queries)
+    bank, queries = as_pair(bank, queries, one_device=False)
     check_metric(metric)
     check_count("k", k, len(bank), "the rows of the bank")
     if max_bytes < MIN_BYTES:

@@ -19,7 +19,9 @@ from mrl.search.pairs import Metric
 from mrl.search.refine import Stages, Survivors, prefix_norms
 
 _MAX_GROUP = 64  # columns whose maximum is looked at first
-_BLOCK_ROWS, _CHUNK_QUERIES, _BATCH_QUERIES = 2048, 256, 2048  # at most
+# At most, where the memory allows it. On a GPU each step must be worth starting.
+_BLOCK_ROWS, _CHUNK_QUERIES, _BATCH_QUERIES = 2048, 256, 2048
+_CUDA_BLOCK_ROWS, _CUDA_CHUNK_QUERIES, _CUDA_BATCH_QUERIES = 2**14, 2**13, 2**16
 _SAMPLE = 7  # one of so many bank rows; a prime, as classes may take turns in a bank
 _GUESS_FROM = 64  # neighbours; for fewer a guess saves less than it costs
 _PAIR_BYTES = 64  # of a survivor, with what is computed from it
@@ -46,7 +48,12 @@ class Search:
     def batch_size(self, widths: Sequence[int]) -> int:
         """Queries that go through the bank together: their candidates take 1/4 of the memory."""
         candidates = 40 * len(widths) * (self.k + 14)
-        return max(1, min(_BATCH_QUERIES, self.max_bytes // 4 // candidates))
+        most = _CUDA_BATCH_QUERIES if self.device.type == "cuda" else _BATCH_QUERIES
+        return max(1, min(most, self.max_bytes // 4 // candidates))
+
+    @property
+    def block_rows(self) -> int:
+        return _CUDA_BLOCK_ROWS if self.device.type == "cuda" else _BLOCK_ROWS
 
     def scan(self, queries: Tensor, widths: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The k best at each width, ``(scores, indices)``, each (G, Q, K)."""
@@ -91,7 +98,8 @@ class Search:
     def _chunks(self, queries: Tensor) -> tuple[Tensor, ...]:
         """The queries in equal parts, as many for each thread."""
         threads = self.workers._max_workers
-        most = max(1, min(_CHUNK_QUERIES, self.max_bytes // 4 // (8 * _BLOCK_ROWS * threads)))
+        most = _CUDA_CHUNK_QUERIES if self.device.type == "cuda" else _CHUNK_QUERIES
+        most = max(1, min(most, self.max_bytes // 4 // (12 * self.block_rows * threads)))
         parts = -(-len(queries) // (most * threads)) * threads
         return queries.split(-(-len(queries) // parts))
 
@@ -193,7 +201,7 @@ class Search:
         products: Sequence[int],
     ) -> None:
         """``visit(number of the chunk, block)`` for all chunks and one block after the other."""
-        size = max(1, min(_BLOCK_ROWS, self.max_bytes // 4 // (16 * widths[-1])))
+        size = max(1, min(self.block_rows, self.max_bytes // 4 // (16 * widths[-1])))
 
         def read(start: int) -> BankBlock:
             return BankBlock.read(

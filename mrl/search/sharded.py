@@ -86,7 +86,7 @@ def _exact_scores(
 
     Within one bank scores from float32 sums are good enough where they are far enough apart.
     """
-    bank, queries = as_pair(bank_part, queries)
+    bank, queries = as_pair(bank_part, queries, one_device=False)
     norm_QG = prefix_norms(queries, granularities)
     row_P = torch.arange(len(queries), device=queries.device)
     row_P = row_P.repeat_interleave(index_GQK.shape[2])
