@@ -1,30 +1,17 @@
 #!/usr/bin/env bash
 # The Fashion-MNIST study: MRL, MRL-E and FF at every granularity, over seeds.
-#   bash scripts/fashion_mnist_study.sh          # the study
-#   bash scripts/fashion_mnist_study.sh small    # a narrower network, 4 epochs
+#   bash scripts/fashion_mnist_study.sh
 #   SEEDS="0 1" JOBS=2 bash scripts/fashion_mnist_study.sh
-# Rows and configs go to results/NAME/, the table into the README, figures and page to
-# outputs/NAME/report.  Runs whose rows are there already are skipped, and a run that was interrupted
-# goes on: the study may be stopped and started again, also on another machine.  JOBS runs go side by
-# side (default: one for each CPU, with one thread; with a GPU, 4).
+# Rows and configs go to results/fashion_mnist/, the tables into the README, figures and page to
+# outputs/fashion_mnist/report.  Runs whose rows are there already are skipped (to run all anew,
+# remove rows.jsonl first), and a run that was interrupted goes on: the study may be stopped and
+# started again, also on another machine.  JOBS runs go side by side (default: one for each CPU,
+# with one thread; with a GPU, 4).
 . "$(dirname "$0")/setup.sh"
 
-case "${1:-}" in
-"")
-    name=fashion_mnist
-    widths=2,4,8,16,32,64,128
-    recipe="backbone.widths=[32,64,128] optim.epochs=14"
-    ;;
-small)
-    name=fashion_mnist_small
-    widths=2,4,8,16,32,64
-    recipe="backbone.widths=[16,32,64] optim.epochs=4 optim.warmup_epochs=1"
-    ;;
-*)
-    echo "usage: bash scripts/fashion_mnist_study.sh [small]" >&2
-    exit 2
-    ;;
-esac
+name=fashion_mnist
+widths=2,4,8,16,32,64,128
+recipe="backbone.widths=[32,64,128] optim.epochs=14"
 outputs=outputs/$name
 results=results/$name
 mkdir -p "$results/configs" "$outputs/logs"

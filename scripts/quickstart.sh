@@ -64,6 +64,6 @@ Next:
   python -c 'import mrl; print(mrl.load_model("$out/mrl"))'
   python train.py experiment=fashion_mnist_mrl optim.epochs=4       # a wider network
   python train.py -m experiment=fashion_mnist_mrl seed=0,1,2        # a sweep
-  bash scripts/fashion_mnist_study.sh small                         # five seeds (half an hour)
+  bash scripts/fashion_mnist_study.sh                               # five seeds (shown in the README)
 (first: source .venv/bin/activate)
 TEXT

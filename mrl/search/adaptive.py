@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mrl.nesting import check_granularities
-from mrl.search.inputs import Matrix, as_pair, check_count, check_metric, check_rows
+from mrl.search.checks import check_rows
+from mrl.search.inputs import Matrix, as_pair, check_count, check_metric
 from mrl.search.knn import nested_knn
 from mrl.search.pairs import Metric
 from mrl.search.prefix_index import PrefixIndex
@@ -126,7 +127,7 @@ def _search(
         limit, of_what = count, "the shortlist before it"
     if index is not None:
         index.check_fits(bank, dims[0], metric)
-    check_rows("queries", queries[:, : dims[-1]], nonzero=False)
+    check_rows("queries", queries, dims, nonzero=metric == "cosine" and not allow_zero)
     if index is not None:
         scores, indices = index.search(queries, counts[0], allow_zero=allow_zero)
     else:

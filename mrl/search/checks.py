@@ -28,7 +28,13 @@ class SquareBounds:
 
 
 def check_rows(
-    name: str, x: Tensor, widths: Sequence[int], *, nonzero: bool, workers: ThreadPoolExecutor
+    name: str,
+    x: Tensor,
+    widths: Sequence[int],
+    *,
+    nonzero: bool,
+    workers: ThreadPoolExecutor | None = None,
+    first_row: int = 0,
 ) -> SquareBounds:
     """Refuse NaN, infinities, overflow, and zero prefixes if ``nonzero``.
 
@@ -36,6 +42,8 @@ def check_rows(
         name: "bank" or "queries", for the message.
         x: (N, D).
         widths: of the prefixes, ascending.
+        workers: threads that share the work.
+        first_row: what the first row is called in messages.
 
     Raises:
         ValueError: naming the first such row, and the width.
@@ -52,10 +60,11 @@ def check_rows(
             wrong_N |= square_LN[0].sqrt() < MIN_NORM
         if wrong_N.any():
             row = start + int(wrong_N.int().argmax())
-            raise ValueError(f"{name} row {row} {_what_is_wrong(x[row], widths)}")
+            raise ValueError(f"{name} row {first_row + row} {_what_is_wrong(x[row], widths)}")
         return square_LN.amax(1)
 
-    largest_L = torch.stack(list(workers.map(largest_in, range(0, len(x), _ROWS)))).amax(0)
+    go_through = workers.map if workers else map
+    largest_L = torch.stack(list(go_through(largest_in, range(0, len(x), _ROWS)))).amax(0)
     return SquareBounds(levels, largest_L)
 
 

@@ -1,6 +1,6 @@
 """What the staged searches and the indexes take: tensors or numpy arrays, checked before long work.
 
-Shapes: N rows, D embedding width, M prefix width.
+Shapes: N rows, B bank, Q queries, D embedding width.
 """
 
 import warnings
@@ -9,10 +9,6 @@ from numbers import Integral
 import numpy as np
 import torch
 from torch import Tensor
-
-from mrl.search.pairs import MIN_NORM
-
-_CHECKED_BYTES = 16 * 2**20  # of float64 at once: the rows may be a map of a file beyond memory
 
 Matrix = Tensor | np.ndarray
 
@@ -66,31 +62,3 @@ def check_count(name: str, count: int, largest: int, of_what: str) -> None:
     """Refuse a number of results outside 1..largest."""
     if isinstance(count, bool) or not isinstance(count, Integral) or not 1 <= count <= largest:
         raise ValueError(f"{name} must lie in 1..{largest} ({of_what}), got {count}")
-
-
-def check_rows(name: str, x: Tensor, *, nonzero: bool, first_row: int = 0) -> None:
-    """Refuse NaN, infinities and (if ``nonzero``) rows of zeros in prefixes ``x`` (N, M).
-
-    Args:
-        first_row: what the first row is called in messages.
-
-    Raises:
-        ValueError: naming the first such row.
-    """
-    m = x.shape[1]
-    step = max(1, _CHECKED_BYTES // (8 * m))
-    for start in range(0, len(x), step):
-        norm_N = torch.linalg.vector_norm(x[start : start + step].double(), dim=1)
-        if not norm_N.isfinite().all():
-            row = int((~norm_N.isfinite()).int().argmax())
-            known = x[start + row].isfinite().all()
-            fault = "values too large to be squared" if known else "NaN or infinite values"
-            row += first_row + start
-            raise ValueError(f"{name} row {row} (granularity {m}) has {fault}")
-        if nonzero and (norm_N < MIN_NORM).any():
-            row = first_row + start + int((norm_N < MIN_NORM).int().argmax())
-            raise ValueError(
-                f"{name} row {row} is all zeros in its first {m} columns (granularity {m}), so its "
-                f"cosine is undefined: drop such rows, use metric='l2', or pass allow_zero=True to "
-                f"score them 0"
-            )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mrl.nesting import check_granularities
+from mrl.search.checks import check_rows
 from mrl.search.faiss_index import (
     SEARCH_OPTIONS,
     build_faiss,
@@ -22,7 +23,7 @@ from mrl.search.faiss_index import (
     set_search_options,
 )
 from mrl.search.index_files import bank_hash, file_hash, new_folder, read_manifest, write_manifest
-from mrl.search.inputs import Matrix, as_matrix, check_count, check_metric, check_rows
+from mrl.search.inputs import Matrix, as_matrix, check_count, check_metric
 from mrl.search.knn import nested_knn
 from mrl.search.pairs import Metric
 
@@ -88,7 +89,7 @@ class PrefixIndex:
             import_faiss()
         options = options_of(kind, len(bank), dim, options)
         prefixes = bank[:, :dim]
-        check_rows("bank", prefixes, nonzero=metric == "cosine" and not allow_zero)
+        check_rows("bank", bank, [dim], nonzero=metric == "cosine" and not allow_zero)
         if kind == "exact":
             content = bank.new_empty(prefixes.shape, dtype=torch.float32).copy_(prefixes)
         else:
@@ -128,7 +129,9 @@ class PrefixIndex:
             )
         check_count("k", k, self.num_items, "the items of the index")
         queries = queries[:, : self.dim]
-        check_rows("queries", queries, nonzero=self.metric == "cosine" and not allow_zero)
+        check_rows(
+            "queries", queries, [self.dim], nonzero=self.metric == "cosine" and not allow_zero
+        )
         if self.kind != "exact":
             return search_faiss(self.content, queries, k, self.metric)
         # Zero prefixes were refused above, or are wanted.

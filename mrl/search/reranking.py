@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mrl.nesting import check_granularities
-from mrl.search.inputs import Matrix, as_pair, check_count, check_metric, check_rows
+from mrl.search.checks import check_rows
+from mrl.search.inputs import Matrix, as_pair, check_count, check_metric
 from mrl.search.pairs import MIN_NORM, Metric, pair_scores
 from mrl.search.threads import workers
 
@@ -57,7 +58,7 @@ def rerank(
     check_metric(metric)
     candidates_QK = _checked_candidates(candidates, bank, queries)
     check_count("k", k, candidates_QK.shape[1], "the candidates of each query")
-    check_rows("queries", queries[:, :dim], nonzero=metric == "cosine" and not allow_zero)
+    check_rows("queries", queries, [dim], nonzero=metric == "cosine" and not allow_zero)
 
     shape = (len(queries), k)
     scores = bank.new_empty(shape, dtype=torch.promote_types(bank.dtype, torch.float32))
@@ -182,7 +183,9 @@ def _values(
 
 def _row_fault(bank_BM: Tensor, row: int, metric: Metric) -> ValueError:
     try:
-        check_rows("bank", bank_BM[row : row + 1], nonzero=metric == "cosine", first_row=row)
+        check_rows(
+            "bank", bank_BM[[row]], [bank_BM.shape[1]], nonzero=metric == "cosine", first_row=row
+        )
     except ValueError as error:
         return error
     return ValueError(f"bank row {row} has values too large for float32: scale the data down")
