@@ -5,7 +5,8 @@ Equal bank rows get equal scores: every pair goes through the same sums, whateve
 Shapes: B bank, Q queries, D embedding width, P pairs, C columns, W widths, K neighbours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 Metric = Literal["cosine", "l2"]
 MIN_NORM = 1e-12  # shorter prefixes count as zero for cosine; the same limit as F.normalize
 _CACHE_BYTES = 2**20  # of one operand: what is summed at once stays in a core's cache
+_LONG, _MANY_PAIRS = 128, 16  # columns, pairs per query
 RUN = 32  # columns whose sum is one float32 number
 _MANY_WIDTHS = 8  # in one run of columns; from here on one cumulative sum is cheaper than many
 
@@ -36,17 +38,12 @@ def running_sums(
         before: the sums at width ``start``, each (P,).
         widths: ascending, above ``start``.
     """
-    columns = widths[-1] - start
-    step = max(1, _CACHE_BYTES // (8 * columns))
     chunks = []
-    for row, index in zip(row_P.split(step), index_P.split(step), strict=True):
-        q_PC = queries[:, start : widths[-1]].index_select(0, row).double()
-        x_PC = bank[:, start : widths[-1]].index_select(0, index.to(bank.device))
-        x_PC = x_PC.to(q_PC.device, torch.float64)
+    for _, q_PC, x_PC in _rows_of_pairs(
+        bank, queries, row_P, index_P, start, widths[-1], torch.float64
+    ):
         products = (
-            (q_PC.mul_(x_PC), x_PC.square_())
-            if metric == "cosine"
-            else (q_PC.sub_(x_PC).square_(),)
+            (x_PC * q_PC, x_PC.square_()) if metric == "cosine" else (x_PC.sub_(q_PC).square_(),)
         )
         chunks.append([_sums_at(product_PC, start, widths) for product_PC in products])
     sums = tuple(torch.cat(part) for part in zip(*chunks, strict=True))
@@ -93,18 +90,46 @@ def pair_scores(
     For cosine both are normalised before they are multiplied, so that parallel rows along an axis,
     which ReLU makes many of at small widths, score exactly the same.
     """
-    step = max(1, _CACHE_BYTES // (8 * m))
     chunks = []
-    for row, index in zip(row_P.split(step), index_P.split(step), strict=True):
-        q_PM = queries[:, :m].index_select(0, row).double()
-        x_PM = bank[:, :m].index_select(0, index.to(bank.device)).to(q_PM.device, torch.float64)
+    for row, q_PM, x_PM in _rows_of_pairs(bank, queries, row_P, index_P, 0, m, torch.float64):
         if metric == "l2":
-            chunks.append(q_PM.sub_(x_PM).square_().sum(1).neg_())
+            chunks.append(x_PM.sub_(q_PM).square_().sum(1).neg_())
             continue
         norm_P, size_P = norm_Q[row], x_PM.square().sum(1).sqrt_()
-        score_P = q_PM.div_(norm_P[:, None]).mul_(x_PM.div_(size_P[:, None])).sum(1)
+        score_P = x_PM.div_(size_P[:, None]).mul_(q_PM / norm_P[: len(q_PM), None]).sum(1)
         chunks.append(score_P.masked_fill_((size_P < MIN_NORM) | (norm_P < MIN_NORM), 0.0))
     return torch.cat(chunks)
+
+
+def _rows_of_pairs(
+    bank: Tensor,
+    queries: Tensor,
+    row_P: Tensor,
+    index_P: Tensor,
+    lo: int,
+    hi: int,
+    dtype: torch.dtype,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Some pairs at a time: rows of ``queries`` (P,), their columns lo..hi, and the bank's (P, C).
+
+    The columns of the queries are (1, C) where the pairs have one query; those of the bank are a
+    copy, to be overwritten.
+    """
+    step = max(1, _CACHE_BYTES // (dtype.itemsize * (hi - lo)))
+    runs = [slice(start, start + step) for start in range(0, len(row_P), step)]
+    alone = hi - lo >= _LONG and len(row_P) >= _MANY_PAIRS * len(queries)
+    if alone:  # copies of the query would take as long to make as those of its neighbours
+        ends = torch.unique_consecutive(row_P, return_counts=True)[1].cumsum(0).tolist()
+        runs = [
+            slice(start, min(start + step, end))
+            for first, end in pairwise([0, *ends])
+            for start in range(first, end, step)
+        ]
+    for run in runs:
+        row, index = row_P[run], index_P[run].to(bank.device)
+        q = queries[:, lo:hi].index_select(0, row[:1] if alone else row).to(dtype)
+        x = bank[:, lo:hi].index_select(0, index).to(queries.device, dtype)
+        yield row, q, x
 
 
 def rank_pairs(
@@ -148,15 +173,12 @@ def _float32_scores(
     metric: Metric,
 ) -> tuple[Tensor, Tensor]:
     """Scores from float32 products, and how far they can be from the float64 ones; both (P,)."""
-    step = max(1, _CACHE_BYTES // (4 * m))
     chunks: list[tuple[Tensor, ...]] = []
-    for row, index in zip(row_P.split(step), index_P.split(step), strict=True):
-        q_PM = queries[:, :m].index_select(0, row).float()
-        x_PM = bank[:, :m].index_select(0, index.to(bank.device)).to(q_PM.device, torch.float32)
+    for _, q_PM, x_PM in _rows_of_pairs(bank, queries, row_P, index_P, 0, m, torch.float32):
         if metric == "cosine":
-            chunks.append((sum_in_runs(q_PM.mul_(x_PM)), sum_in_runs(x_PM.square_())))
+            chunks.append((sum_in_runs(x_PM * q_PM), sum_in_runs(x_PM.square_())))
         else:
-            chunks.append((sum_in_runs(q_PM.sub_(x_PM).square_()),))
+            chunks.append((sum_in_runs(x_PM.sub_(q_PM).square_()),))
     sums = tuple(torch.cat(part)[:, None] for part in zip(*chunks, strict=True))
     score_P = scores_of(sums, norm_Q[row_P, None], metric)[:, 0]
     # Of each factor a rounding or two, and RUN of a run's sum: relative to the product of the
