@@ -116,7 +116,7 @@ def _rows_of_pairs(
     copy, to be overwritten.
     """
     step = max(1, _CACHE_BYTES // (dtype.itemsize * (hi - lo)))
-    runs = [slice(start, start + step) for start in range(0, len(row_P), step)]
+    runs = [slice(start, start + step) for start in range(0, max(1, len(row_P)), step)]
     alone = hi - lo >= _LONG and len(row_P) >= _MANY_PAIRS * len(queries)
     if alone:  # copies of the query would take as long to make as those of its neighbours
         ends = torch.unique_consecutive(row_P, return_counts=True)[1].cumsum(0).tolist()

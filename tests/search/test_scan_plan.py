@@ -147,7 +147,9 @@ def test_plans_agree(data: st.DataObject) -> None:
     widths = sorted({D, *data.draw(st.sets(st.integers(1, D), max_size=9))})
     k = data.draw(st.integers(1, 20))
     metric = data.draw(st.sampled_from(["cosine", "l2"]))
-    decay, spread = data.draw(st.floats(-1, 2)), data.draw(st.floats(0, 2))
+    decay = data.draw(st.floats(-1, 2))
+    # Rows that differ by float32's last bit only have scores that float64 hardly tells apart.
+    spread = data.draw(st.just(0.0) | st.floats(1e-3, 2))
     bank, queries = clustered(200, seed, decay, spread), clustered(5, seed + 1, decay, spread)
     results = []
     with pytest.MonkeyPatch.context() as patch:
