@@ -16,6 +16,9 @@ from torch.nn.functional import pad
 from mrl.search.pairs import MIN_NORM, RUN, Metric, rank_in_run, sum_in_runs
 
 UNIT, BF16_UNIT = 2.0**-24, 2.0**-8  # relative error of one rounding to float32, to bfloat16
+# Of a product in bfloat16, relative to the norms of the columns it is of: roundings of both inputs
+# and of what comes out.
+COARSE_ERROR = 3.02 * BF16_UNIT
 _FEW_COLUMNS = 4  # up to so many, multiplying column by column beats a matrix product
 _MOST_COLUMNS = 256  # of one float32 product; the bound on its error grows with them
 WIDE_COLUMNS = 32  # from here on bfloat16 pays, with its result added in another step
@@ -68,7 +71,7 @@ class BankBlock:
         if sum(hi - lo <= _FEW_COLUMNS for lo, hi in pairwise([0, *products])) > 1:
             columns_CB = columns_CB.contiguous()
         half_BC = None
-        if first_coarse(products, bf16) < math.inf:
+        if exact_columns(products, bf16) < math.inf:
             half_BC = rows_BC[:, : products[-1]].bfloat16()
         return cls(start, rows_BC, columns_CB, half_BC, metric, weight_GB, spare_GB)
 
@@ -110,23 +113,22 @@ def add_products(
             torch.addcmul(inner_QB, q_QC[:, c : c + 1], block.columns[c], out=inner_QB)
 
 
-def error_of_products(m: int, widths: Sequence[int], coarse: bool) -> float:
-    """Largest error of what :func:`add_products` sums to width m, relative to |q| |x|.
+def error_of_products(m: int, widths: Sequence[int]) -> float:
+    """Largest error of what :func:`add_products` sums to width m in float32, relative to |q| |x|.
 
     Args:
         widths: between which products are added, m among them.
     """
-    # Roundings of inputs, of every product and of every sum; in bfloat16 of both inputs and of what
-    # comes out.
+    # Roundings of every product and of every sum.
     added = m // _MOST_COLUMNS + _FEW_COLUMNS * bisect_right(widths, m)
-    roundings = min(m, _MOST_COLUMNS) + min(m, added) + 8
-    return roundings * UNIT + (3.02 * BF16_UNIT if coarse else 0.0)
+    return (min(m, _MOST_COLUMNS) + min(m, added) + 8) * UNIT
 
 
-def first_coarse(widths: Sequence[int], bf16: bool) -> float:
-    """The first width whose products are partly in bfloat16; infinite if there is none."""
-    wide = (hi for lo, hi in pairwise([0, *widths]) if hi - lo >= WIDE_COLUMNS)
-    return next(wide, math.inf) if bf16 else math.inf
+def exact_columns(widths: Sequence[int], bf16: bool) -> float:
+    """How many of the first columns are multiplied in float32; infinite if all are."""
+    if not bf16:
+        return math.inf
+    return next((lo for lo, hi in pairwise([0, *widths]) if hi - lo >= WIDE_COLUMNS), math.inf)
 
 
 def square_sums(x_NC: Tensor, widths: Sequence[int]) -> Tensor:

@@ -5,36 +5,52 @@ P pairs; values (Q, E, H) are H groups of E columns.
 """
 
 from collections.abc import Sequence
+from math import sqrt
 
 import torch
 from torch import Tensor
 
-from mrl.search.blocks import SQUARES_ERROR, UNIT, BankBlock, error_of_products
+from mrl.search.blocks import COARSE_ERROR, SQUARES_ERROR, UNIT, BankBlock, error_of_products
+from mrl.search.checks import RowBounds
 from mrl.search.pairs import MIN_NORM, Metric, rank_in_run, rank_pairs
 
 _PRECISE = 4e-5  # error of values that are good enough to rank by, and to be given out
 _MAX_CANDIDATES = 4096  # of one query, if k is less; more are ranked at once
 
 
-def relative_error(m: int, widths: Sequence[int], coarse: bool) -> float:
-    """Largest error of the filter's value at width m, relative to the norms that it comes from.
+def relative_error(m: int, widths: Sequence[int]) -> float:
+    """Largest error of the filter's value at width m by float32, relative to the norms.
 
     Args:
         widths: that are scanned, m among them.
-        coarse: some of the columns were multiplied in bfloat16.
     """
-    return error_of_products(m, widths, coarse) + SQUARES_ERROR + 8 * UNIT  # 8: of the value itself
+    return error_of_products(m, widths) + SQUARES_ERROR + 8 * UNIT  # 8: of the value itself
 
 
-def filter_error(relative: float, norm_Q: Tensor, largest_square: float, metric: Metric) -> Tensor:
-    """The same in the value's own unit, float32 (Q,).
+def filter_error(
+    m: int,
+    widths: Sequence[int],
+    exact: float,
+    queries: Tensor,
+    norm_Q: Tensor,
+    bounds: RowBounds,
+    metric: Metric,
+) -> Tensor:
+    """The same in the value's own unit and with the columns in bfloat16, float32 (Q,).
 
     Args:
+        exact: see :func:`exact_columns`.
         norm_Q: of the queries' prefixes.
-        largest_square: squared norm of a bank row's prefix, at most.
+        bounds: of the bank's rows.
     """
-    size_Q = norm_Q if metric == "cosine" else 2 * (norm_Q.square() + largest_square)
-    return (relative * size_Q).float() + torch.finfo(torch.float32).tiny
+    cosine = metric == "cosine"
+    size_Q = norm_Q if cosine else 2 * (norm_Q.square() + bounds.largest(m))
+    error_Q = relative_error(m, widths) * size_Q
+    if m > exact:
+        rest_Q = torch.linalg.vector_norm(queries[:, int(exact) : m].double(), dim=1)
+        rest = bounds.rest_share(m, exact) if cosine else 4 * bounds.rest_square(m, exact)
+        error_Q = error_Q + COARSE_ERROR * sqrt(rest) * rest_Q
+    return error_Q.float() + torch.finfo(torch.float32).tiny
 
 
 class CandidatePool:
@@ -52,20 +68,22 @@ class CandidatePool:
         k: int,
         metric: Metric,
         norm_Q: Tensor,
+        error_Q: Tensor,
         relative: float,
-        largest_square: float,
         guess_Q: Tensor | None = None,
     ) -> None:
         """Nothing is in it at first.
 
         Args:
             norm_Q: of the queries' prefixes, float64.
-            relative, largest_square: see :func:`filter_error`.
+            error_Q: of the filter's value, at most.
+            relative: the same relative to ``norm_Q`` where it is so small that values will do for
+                scores; else infinite.
             guess_Q: where the k-th best value is thought to be, or somewhat below.
         """
         self.bank, self.queries, self.m, self.k, self.metric = bank, queries, m, k, metric
         self.norm_Q, self.relative = norm_Q, relative
-        self.slack_Q = 2 * filter_error(relative, norm_Q, largest_square, metric)
+        self.slack_Q = 2 * error_Q
         self.guess_Q = guess_Q
         shape = (len(queries), 2 * k + 14)
         self.value_QN = torch.full(shape, -torch.inf, device=queries.device)
@@ -169,7 +187,7 @@ class CandidatePool:
         row_P, place_P = (in_order.values < none).nonzero(as_tuple=True)
         index_P = in_order.values[row_P, place_P]
         known = None
-        if self.metric == "cosine" and self.relative <= _PRECISE:
+        if self.relative <= _PRECISE:
             value_P = self.value_QN[row_P, in_order.indices[row_P, place_P]].double()
             score_P = value_P / self.norm_Q[row_P]
             score_P.masked_fill_(value_P == torch.inf, 0.0)  # settled

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from mrl.nesting import check_granularities
+from mrl.search.blocks import exact_columns
 from mrl.search.checks import check_rows
 from mrl.search.inputs import Matrix, as_pair, check_count, check_metric
 from mrl.search.pairs import Metric
@@ -106,10 +107,11 @@ def float64_knn(
     nonzero = metric == "cosine" and not allow_zero
     with _full_float32(), workers(queries.is_cuda) as pool:
         check_rows("queries", queries, widths, nonzero=nonzero, workers=pool)
-        largest = check_rows("bank", bank, widths, nonzero=nonzero, workers=pool)
+        exact = exact_columns(widths, bf16=True)
+        bounds = check_rows("bank", bank, widths, nonzero=nonzero, workers=pool, exact=exact)
         plan = choose_plan(bank, queries, widths, k, metric)
-        search = Search(bank, queries.device, k, metric, max_bytes, plan.bf16, largest.at, pool)
-        batches = queries.split(search.batch_size(widths))
+        search = Search(bank, queries.device, k, metric, max_bytes, plan.bf16, bounds, pool)
+        batches = search.batches(queries, widths)
         with _bar(
             progress, len(batches) * (1 if plan.start is None else 2) * len(bank)
         ) as search.bar:

@@ -15,6 +15,7 @@ from torch import Tensor
 Metric = Literal["cosine", "l2"]
 MIN_NORM = 1e-12  # shorter prefixes count as zero for cosine; the same limit as F.normalize
 _CACHE_BYTES = 2**20  # of one operand: what is summed at once stays in a core's cache
+_QUERY_BYTES = 2**22  # the same of one query's pairs: threads wait for Python between many steps
 _LONG, _MANY_PAIRS = 128, 16  # columns, pairs per query
 RUN = 32  # columns whose sum is one float32 number
 _MANY_WIDTHS = 8  # in one run of columns; from here on one cumulative sum is cheaper than many
@@ -115,9 +116,9 @@ def _rows_of_pairs(
     The columns of the queries are (1, C) where the pairs have one query; those of the bank are a
     copy, to be overwritten.
     """
-    step = max(1, _CACHE_BYTES // (dtype.itemsize * (hi - lo)))
-    runs = [slice(start, start + step) for start in range(0, max(1, len(row_P)), step)]
     alone = hi - lo >= _LONG and len(row_P) >= _MANY_PAIRS * len(queries)
+    step = max(1, (_QUERY_BYTES if alone else _CACHE_BYTES) // (dtype.itemsize * (hi - lo)))
+    runs = [slice(start, start + step) for start in range(0, max(1, len(row_P)), step)]
     if alone:  # copies of the query would take as long to make as those of its neighbours
         ends = torch.unique_consecutive(row_P, return_counts=True)[1].cumsum(0).tolist()
         runs = [

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from math import ceil, sqrt
+from math import ceil, inf, sqrt
 
 import torch
 from torch import Tensor
 
-from mrl.search.blocks import BankBlock, add_products, first_coarse
+from mrl.search.blocks import BankBlock, add_products, exact_columns
 from mrl.search.candidates import CandidatePool, filter_error, relative_error
+from mrl.search.checks import RowBounds
 from mrl.search.pairs import Metric
 from mrl.search.refine import Stages, Survivors, prefix_norms
 
@@ -40,16 +41,17 @@ class Search:
     metric: Metric
     max_bytes: int
     bf16: bool  # multiply wide runs of columns in bfloat16
-    largest: Callable[[int], float]  # squared norm of a bank row, at a width
+    bounds: RowBounds
     workers: ThreadPoolExecutor
     bar: Callable[[int], object] = lambda rows: None
     scratch: threading.local = field(default_factory=threading.local)
 
-    def batch_size(self, widths: Sequence[int]) -> int:
+    def batches(self, queries: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
         """Queries that go through the bank together: their candidates take 1/4 of the memory."""
         candidates = 40 * len(widths) * (self.k + 14)
         most = _CUDA_BATCH_QUERIES if self.device.type == "cuda" else _BATCH_QUERIES
-        return max(1, min(most, self.max_bytes // 4 // candidates))
+        most = max(1, min(most, self.max_bytes // 4 // candidates))
+        return _equal_parts(queries, -(-len(queries) // most))
 
     @property
     def block_rows(self) -> int:
@@ -66,11 +68,7 @@ class Search:
         chunks = self._chunks(queries)
         found = self._nearest(chunks, scanned)
         survivors = self._survivors(chunks, stages, [indices[-1] for _, indices in found])
-        relative = relative_error(start, [start], first_coarse([start], self.bf16) <= start)
-        errors = [
-            filter_error(relative, part.norm_Q, self.largest(start), self.metric)
-            for part in survivors
-        ]
+        errors = [self._error(start, [start], part.queries, part.norm_Q) for part in survivors]
         floats, halves = self._converted(chunks, start)
 
         def visit(i: int, block: BankBlock) -> None:
@@ -100,8 +98,7 @@ class Search:
         threads = self.workers._max_workers
         most = _CUDA_CHUNK_QUERIES if self.device.type == "cuda" else _CHUNK_QUERIES
         most = max(1, min(most, self.max_bytes // 4 // (12 * self.block_rows * threads)))
-        parts = -(-len(queries) // (most * threads)) * threads
-        return queries.split(-(-len(queries) // parts))
+        return _equal_parts(queries, -(-len(queries) // (most * threads)) * threads)
 
     def _converted(
         self, chunks: Sequence[Tensor], columns: int
@@ -166,7 +163,7 @@ class Search:
         self, widths: Sequence[int], chunk: Tensor, guesses: Sequence[Tensor | None]
     ) -> list[CandidatePool]:
         norm_QG = prefix_norms(chunk, widths)
-        coarse = first_coarse(widths, self.bf16)
+        precise_to = exact_columns(widths, self.bf16) if self.metric == "cosine" else 0
         return [
             CandidatePool(
                 self.bank,
@@ -175,12 +172,16 @@ class Search:
                 self.k,
                 self.metric,
                 norm_QG[:, g],
-                relative_error(m, widths, m >= coarse),
-                self.largest(m),
+                self._error(m, widths, chunk, norm_QG[:, g]),
+                relative_error(m, widths) if m <= precise_to else inf,
                 guesses[g],
             )
             for g, m in enumerate(widths)
         ]
+
+    def _error(self, m: int, widths: Sequence[int], queries: Tensor, norm_Q: Tensor) -> Tensor:
+        exact = exact_columns(widths, self.bf16)
+        return filter_error(m, widths, exact, queries, norm_Q, self.bounds, self.metric)
 
     def _survivors(
         self, chunks: Sequence[Tensor], stages: Stages, seeds: Sequence[Tensor]
@@ -239,6 +240,10 @@ class Search:
             self.scratch.product = torch.empty_like(self.scratch.inner)
             self.scratch.values = torch.full((shape[0], shape[2]), -torch.inf, device=self.device)
         return self.scratch.inner, self.scratch.product, self.scratch.values, group
+
+
+def _equal_parts(queries: Tensor, parts: int) -> tuple[Tensor, ...]:
+    return queries.split(-(-len(queries) // parts))
 
 
 def _rank_in_sample(k: int) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mrl.precision import has_bf16
-from mrl.search.blocks import WIDE_COLUMNS, error_of_products, first_coarse
+from mrl.search.blocks import COARSE_ERROR, WIDE_COLUMNS, error_of_products, exact_columns
 from mrl.search.pairs import MIN_NORM, Metric
 
 _QUERIES, _ROWS = 32, 4096  # of the sample, at most; and of the bank at most a quarter
@@ -49,11 +49,12 @@ def choose_plan(
     sample = _Sample(bank, queries, _levels(starts, widths), k, metric)
 
     def scan(widths: Sequence[int], bf16: bool) -> float:
-        cost, coarse = 0.0, first_coarse(widths, bf16)
+        cost, exact = 0.0, exact_columns(widths, bf16)
         for lo, hi in pairwise([0, *widths]):
             in_bf16 = bf16 and hi - lo >= WIDE_COLUMNS
             cost += (hi - lo) * (_BF16 if in_bf16 else 1.0) + _SCAN
-            cost += sample.share_near(hi, hi >= coarse) * (_PAIR + _RANKED * hi)
+            price = _PAIR + (_RANKED * hi if hi > exact or metric == "l2" else 0.0)
+            cost += sample.share_near(hi, exact) * price
         return cost
 
     def refine(start: int, bf16: bool) -> float:
@@ -82,23 +83,33 @@ class _Sample:
         q_QD = _spread(queries, _QUERIES)[:, :last].float()
         x_BD = _spread(bank, min(_ROWS, len(bank) // 4))[:, :last].to(queries.device, torch.float32)
         self.levels, self.metric = levels, metric
-        self.shares: dict[tuple[int, bool], float] = {}
-        self.distance, self.size = _distances(q_QD, x_BD, levels, metric)
+        self.shares: dict[tuple[int, float], float] = {}
+        self.distance, self.size, self.squares = _distances(q_QD, x_BD, levels, metric)
         near = -(-k * len(x_BD) // len(bank))  # the k-th best of the bank, in the sample
         self.least = k / len(bank)
         self.worst = {m: self.distance[m].kthvalue(near, 1, keepdim=True).values for m in levels}
 
-    def share_near(self, m: int, coarse: bool) -> float:
+    def share_near(self, m: int, exact: float) -> float:
         """Of the pairs that the filter keeps at width m, or the next that was sampled."""
         level = self.levels[bisect_left(self.levels, m)]
-        if (level, coarse) not in self.shares:
+        if (level, exact) not in self.shares:
             # For l2 errors go with |q|^2 + |x|^2 and count twice; about so.
             size = self.size[level].amax(1, True)
-            size = torch.ones_like(size) if self.metric == "cosine" else 4 * size
-            reach_Q1 = self.worst[level] + 2 * error_of_products(level, self.levels, coarse) * size
-            kept = (self.distance[level] <= reach_Q1).float().mean()
-            self.shares[level, coarse] = max(self.least, kept.item())
-        return self.shares[level, coarse]
+            error_Q1 = error_of_products(level, self.levels) * torch.ones_like(size)
+            if level > exact:
+                error_Q1 += COARSE_ERROR * (self._rest(level, exact) / size)
+            error_Q1 *= 1 if self.metric == "cosine" else 4 * size
+            kept = (self.distance[level] <= self.worst[level] + 2 * error_Q1).float().mean()
+            self.shares[level, exact] = max(self.least, kept.item())
+        return self.shares[level, exact]
+
+    def _rest(self, m: int, exact: float) -> Tensor:
+        """|q| |x| of the columns from ``exact`` to m, of each query and the largest row (Q, 1)."""
+        of_Q1, of_B = self.squares[m]
+        if exact in self.squares:
+            before_Q1, before_B = self.squares[int(exact)]
+            of_Q1, of_B = of_Q1 - before_Q1, of_B - before_B
+        return (of_Q1 * of_B.amax()).clamp(min=0.0).sqrt()
 
     def share_left(self, start: int) -> float:
         """Of the pairs that the widths beyond ``start`` cannot do without."""
@@ -117,27 +128,29 @@ def _levels(starts: Sequence[int], widths: Sequence[int]) -> list[int]:
     wide = [m for m in widths if not starts or m > starts[0]]
     wide = wide or list(widths)
     step = -(-len(wide) // _MOST_WIDTHS)
-    return sorted({*starts, *wide[::-1][::step]})
+    exact = [m for m in widths if m == exact_columns(widths, bf16=True)]
+    return sorted({*starts, *wide[::-1][::step], *exact})
 
 
 def _distances(
     q_QD: Tensor, x_BD: Tensor, levels: Sequence[int], metric: Metric
-) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """The distance (Q, B) and |q| |x| at each level."""
+) -> tuple[dict[int, Tensor], dict[int, Tensor], dict[int, tuple[Tensor, Tensor]]]:
+    """The distance (Q, B), |q| |x|, and |q|^2 (Q, 1) and |x|^2 (B,) at each level."""
     inner = torch.zeros(len(q_QD), len(x_BD), device=q_QD.device)
     square_Q, square_B = q_QD.new_zeros(len(q_QD), 1), x_BD.new_zeros(len(x_BD))
-    distance, size = {}, {}
+    distance, size, squares = {}, {}, {}
     for lo, hi in pairwise([0, *levels]):
         q, x = q_QD[:, lo:hi], x_BD[:, lo:hi]
         inner += q @ x.T
         square_Q += q.square().sum(1, keepdim=True)
         square_B += x.square().sum(1)
+        squares[hi] = square_Q.clone(), square_B.clone()
         size[hi] = (square_Q * square_B).sqrt().clamp(min=MIN_NORM)
         if metric == "l2":
             distance[hi] = square_Q + square_B - 2 * inner
         else:
             distance[hi] = 1 - inner / size[hi]
-    return distance, size
+    return distance, size, squares
 
 
 def _spread(x: Tensor, most: int) -> Tensor:

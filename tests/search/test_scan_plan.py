@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mrl
-from mrl.search import knn, scan
+from mrl.search import knn, scan, scan_plan
 from mrl.search.candidates import CandidatePool
 from mrl.search.refine import Survivors
 from mrl.search.scan_plan import ScanPlan, choose_plan
@@ -159,8 +159,9 @@ def test_plans_agree(data: st.DataObject) -> None:
     assert all(torch.equal(indices, results[0]) for indices in results[1:])
 
 
-def test_what_is_chosen_pays() -> None:
+def test_what_is_chosen_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Classes in a few columns: narrow. Nothing but noise: no prefix says anything."""
+    monkeypatch.setattr(scan_plan, "has_bf16", lambda device: False)
     bank, queries = clustered(20_000, 0, decay=2.0), clustered(40, 1, decay=2.0)
     plan = choose_plan(bank, queries, [8, 96], 1, "cosine")
     assert plan.start is not None
