@@ -211,7 +211,7 @@ def agreement(
         mine, other = (
             pair_scores(
                 bank, queries, row_P, found[g, row_R].flatten(), m, norm_QG[:, g], "cosine"
-            ).view(len(row_R), -1)
+            ).view(len(row_R), ours.shape[2])
             for found in (ours, theirs)
         )
         # In whatever order FAISS lists them: place by place, the better one first.

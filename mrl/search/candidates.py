@@ -87,7 +87,9 @@ class CandidatePool:
         self.guess_Q = guess_Q
         shape = (len(queries), 2 * k + 14)
         self.value_QN = torch.full(shape, -torch.inf, device=queries.device)
-        self.index_QN = torch.zeros(shape, dtype=torch.int64, device=queries.device)
+        few = len(bank) < 2**31  # half the memory, so that more queries go at once
+        dtype = torch.int32 if few else torch.int64
+        self.index_QN = torch.zeros(shape, dtype=dtype, device=queries.device)
         self.count_Q = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
         # The k-th best, or something below it, if the guess is right.
         self.best_Q = self.value_QN[:, 0].clone() if guess_Q is None else guess_Q.clone()
@@ -104,7 +106,7 @@ class CandidatePool:
         """
         self.value_QN[zero_Q] = -torch.inf
         self.value_QN[zero_Q, : self.k] = torch.inf
-        self.index_QN[zero_Q, : self.k] = torch.arange(self.k, device=zero_Q.device)
+        self.index_QN[zero_Q, : self.k] = torch.arange(self.k).to(self.index_QN)
         self.count_Q[zero_Q] = self.k
         self.best_Q[zero_Q] = torch.inf
 
@@ -134,7 +136,7 @@ class CandidatePool:
             self.value_QN = torch.nn.functional.pad(self.value_QN, (0, lacking), value=-torch.inf)
             self.index_QN = torch.nn.functional.pad(self.index_QN, (0, lacking))
         self.value_QN[row, place] = value
-        self.index_QN[row, place] = index
+        self.index_QN[row, place] = index.to(self.index_QN.dtype)
         self.fresh += len(row)
         if self.fresh > self.patience * len(self.count_Q):
             self._raise_bound()
@@ -157,7 +159,8 @@ class CandidatePool:
 
     def _keep_only_the_best(self) -> None:
         """Rank what float32 cannot tell apart, and drop all but k; all have k at least."""
-        score_QK, self.index_QN = self._rank()
+        score_QK, index_QK = self._rank()
+        self.index_QN = index_QK.to(self.index_QN.dtype)
         norm_Q1 = self.norm_Q[:, None]
         value_QK = score_QK * norm_Q1 if self.metric == "cosine" else score_QK + norm_Q1.square()
         settled_Q1 = (self.best_Q == torch.inf)[:, None]
@@ -183,7 +186,7 @@ class CandidatePool:
 
     def _rank(self) -> tuple[Tensor, Tensor]:
         none = len(self.bank)
-        in_order = self.index_QN.masked_fill(self.value_QN == -torch.inf, none).sort(1)
+        in_order = self.index_QN.long().masked_fill(self.value_QN == -torch.inf, none).sort(1)
         row_P, place_P = (in_order.values < none).nonzero(as_tuple=True)
         index_P = in_order.values[row_P, place_P]
         known = None

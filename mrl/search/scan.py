@@ -48,7 +48,7 @@ class Search:
 
     def batches(self, queries: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
         """Queries that go through the bank together: their candidates take 1/4 of the memory."""
-        candidates = 40 * len(widths) * (self.k + 14)
+        candidates = 28 * len(widths) * (self.k + 14)
         most = _CUDA_BATCH_QUERIES if self.device.type == "cuda" else _BATCH_QUERIES
         most = max(1, min(most, self.max_bytes // 4 // candidates))
         return _equal_parts(queries, -(-len(queries) // most))
