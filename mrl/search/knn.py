@@ -111,7 +111,7 @@ def float64_knn(
         bounds = check_rows("bank", bank, widths, nonzero=nonzero, workers=pool, exact=exact)
         plan = choose_plan(bank, queries, widths, k, metric)
         search = Search(bank, queries.device, k, metric, max_bytes, plan.bf16, bounds, pool)
-        batches = search.batches(queries, widths)
+        batches = search.batches(queries, widths, plan.start)
         with _bar(
             progress, len(batches) * (1 if plan.start is None else 2) * len(bank)
         ) as search.bar:

@@ -13,8 +13,8 @@ from mrl.search.inputs import Matrix, as_pair, check_count, check_metric
 from mrl.search.pairs import MIN_NORM, Metric, pair_scores
 from mrl.search.threads import workers
 
-_BLOCK, _CUDA_BLOCK = 32, 512  # queries that a thread takes at once
-_SCRATCH, _CUDA_SCRATCH = 2**19, 2**28  # bytes of float32 rows; on a CPU they stay in its cache
+_BLOCK, _CUDA_BLOCK = 128, 512  # queries that a thread takes at once
+_SCRATCH, _CUDA_SCRATCH = 2**21, 2**28  # bytes of float32 rows; on a CPU about what its cache holds
 _UNIT = 2.0**-24  # relative error of one float32 rounding
 _TINY = 1e-34  # more than what thousands of squares below the smallest float32 add up to
 

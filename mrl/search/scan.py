@@ -4,6 +4,7 @@ Shapes: B bank rows of a block, Q queries, D embedding width, G widths, K neighb
 """
 
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -46,11 +47,18 @@ class Search:
     bar: Callable[[int], object] = lambda rows: None
     scratch: threading.local = field(default_factory=threading.local)
 
-    def batches(self, queries: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
-        """Queries that go through the bank together: their candidates take 1/4 of the memory."""
-        candidates = 28 * len(widths) * (self.k + 14)
+    def batches(
+        self, queries: Tensor, widths: Sequence[int], start: int | None
+    ) -> tuple[Tensor, ...]:
+        """Queries that go through the bank together: their candidates take 1/4 of the memory.
+
+        Args:
+            start: as for :meth:`refine`, or None for :meth:`scan`.
+        """
+        scanned = len(widths) if start is None else 1 + bisect_right(widths, start)
+        a_query = 28 * scanned * (self.k + 14) + 32 * len(widths)
         most = _CUDA_BATCH_QUERIES if self.device.type == "cuda" else _BATCH_QUERIES
-        most = max(1, min(most, self.max_bytes // 4 // candidates))
+        most = max(1, min(most, self.max_bytes // 4 // a_query))
         return _equal_parts(queries, -(-len(queries) // most))
 
     @property
