@@ -27,7 +27,7 @@ from mrl.search.pairs import Metric, best_of_each, running_sums, scores_of
 
 _MARGIN = 1e-4  # relative; on top of bounds, for the rounding of float32 norms
 _ODD = 0.5  # a bank row that has less than this part of the usual ratio is kept without a look
-_CHUNK_NUMBERS = 2**20  # of one array of scores
+_CHUNK_NUMBERS = 2**21  # of one array of scores
 
 
 @dataclass(slots=True)
