@@ -1,6 +1,6 @@
 """Exact search at many widths, adaptive retrieval and memory, against FAISS in the same run.
 
-    python benchmarks/search.py                          # all; 25 minutes on two cores, 10 GiB
+    python benchmarks/search.py                          # all; 17 minutes on two cores
     python benchmarks/search.py --cases k1 k200 --decay 0.25 --clusters 60      # harder data
     python benchmarks/search.py --out results/benchmarks/search.md
 

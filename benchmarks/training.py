@@ -1,6 +1,6 @@
 """Speed of training: the whole step of MRL against FF, the loop against a bare one, and the GPU.
 
-    python benchmarks/training.py                          # about 6 minutes on two CPU cores
+    python benchmarks/training.py                          # about 5 minutes on two CPU cores
     python benchmarks/training.py --parts step --threads 1 --clock cpu    # on a busy machine
     python benchmarks/training.py --device cuda
     python benchmarks/training.py --parts gpu --device cpu --size 32 --batch 4 --rounds 1   # a try

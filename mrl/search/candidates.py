@@ -1,4 +1,4 @@
-"""Which bank rows can still be among the k nearest at one width, and their float64 ranking.
+"""Which bank rows can still be among the k nearest at one width, and their ranking.
 
 Shapes: Q queries, M prefix width, B bank rows of a block, N candidates of a query, K neighbours,
 P pairs; values (Q, E, H) are H groups of E columns.

@@ -26,6 +26,8 @@ _BLOCK_ROWS, _CHUNK_QUERIES, _BATCH_QUERIES = 2048, 256, 2048
 _CUDA_BLOCK_ROWS, _CUDA_CHUNK_QUERIES, _CUDA_BATCH_QUERIES = 2**14, 2**13, 2**16
 _SAMPLE = 7  # one of so many bank rows; a prime, as classes may take turns in a bank
 _GUESS_FROM = 64  # neighbours; for fewer a guess saves less than it costs
+_NEIGHBOUR_BYTES = 28  # of one of k: value and index of about twice as many, and to sort them
+_WIDTH_BYTES = 32  # of a query at one width: norms, and distances that are of interest
 _PAIR_BYTES = 64  # of a survivor, with what is computed from it
 
 
@@ -56,7 +58,7 @@ class Search:
             start: as for :meth:`refine`, or None for :meth:`scan`.
         """
         scanned = len(widths) if start is None else 1 + bisect_right(widths, start)
-        a_query = 28 * scanned * (self.k + 14) + 32 * len(widths)
+        a_query = _NEIGHBOUR_BYTES * scanned * (self.k + 14) + _WIDTH_BYTES * len(widths)
         most = _CUDA_BATCH_QUERIES if self.device.type == "cuda" else _BATCH_QUERIES
         most = max(1, min(most, self.max_bytes // 4 // a_query))
         return _equal_parts(queries, -(-len(queries) // most))
@@ -125,30 +127,40 @@ class Search:
         """
         rank = _rank_in_sample(self.k)
         if not guess or self.k < _GUESS_FROM or len(self.bank) < 2 * _SAMPLE * rank:
-            pools = self._pools(chunks, widths, [[None] * len(widths) for _ in chunks])
-            return [found for found, _ in self.workers.map(_ranked, pools)]
+            return [found for found, _ in self.workers.map(_ranked, self._pools(chunks, widths))]
         sample = replace(self, bank=self.bank[::_SAMPLE], k=rank, bar=lambda rows: None)
-        pools = sample._pools(chunks, widths, [[None] * len(widths) for _ in chunks])
+        pools = sample._pools(chunks, widths)
         guesses = self.workers.map(lambda of_chunk: [pool.kth_best() for pool in of_chunk], pools)
         pools = self._pools(chunks, widths, list(guesses))
         found, missed = zip(*self.workers.map(_ranked, pools), strict=True)
         if any(map(torch.any, missed)):
-            unlucky = torch.cat([c[rows] for c, rows in zip(chunks, missed, strict=True)])
-            again = replace(self, bar=lambda rows: None)
-            parts = again._nearest(again._chunks(unlucky), widths, guess=False)
-            right = [part.split([int(rows.sum()) for rows in missed], 1) for part in _joined(parts)]
-            for of_chunk, rows, *better in zip(found, missed, *right, strict=True):
-                for values, new in zip(of_chunk, better, strict=True):
-                    values[:, rows] = new
+            self._look_up_again(chunks, widths, found, missed)
         return list(found)
+
+    def _look_up_again(
+        self,
+        chunks: Sequence[Tensor],
+        widths: Sequence[int],
+        found: Sequence[tuple[Tensor, Tensor]],
+        missed: Sequence[Tensor],
+    ) -> None:
+        """Put right what was found for the queries ``missed`` (Q,) of each chunk, in place."""
+        unlucky = torch.cat([c[rows] for c, rows in zip(chunks, missed, strict=True)])
+        again = replace(self, bar=lambda rows: None)
+        parts = again._nearest(again._chunks(unlucky), widths, guess=False)
+        right = [part.split([int(rows.sum()) for rows in missed], 1) for part in _joined(parts)]
+        for of_chunk, rows, *better in zip(found, missed, *right, strict=True):
+            for values, new in zip(of_chunk, better, strict=True):
+                values[:, rows] = new
 
     def _pools(
         self,
         chunks: Sequence[Tensor],
         widths: Sequence[int],
-        guesses: Sequence[Sequence[Tensor | None]],
+        guesses: Sequence[Sequence[Tensor | None]] | None = None,
     ) -> list[list[CandidatePool]]:
         """The candidates of each chunk at each width."""
+        guesses = guesses or [[None] * len(widths)] * len(chunks)
         pools = list(
             self.workers.map(lambda *each: self._empty_pools(widths, *each), chunks, guesses)
         )
