@@ -68,12 +68,12 @@ class BatchPlan:
         """Batches per epoch; without training, of this rank."""
         if self.train:
             return self.num_images // self.batch_size
-        return -(-len(self._own()) // self._per_rank)
+        return -(-len(self._own()) // self.per_rank)
 
     @property
     def part(self) -> slice:
         """This rank's rows of a global training batch."""
-        return slice(self.rank * self._per_rank, (self.rank + 1) * self._per_rank)
+        return slice(self.rank * self.per_rank, (self.rank + 1) * self.per_rank)
 
     def indices(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Tensor]]:
         """(step, this rank's image indices (N,) int64), from step ``start`` on."""
@@ -82,11 +82,12 @@ class BatchPlan:
             if self.train:
                 batch = order[step * self.batch_size : (step + 1) * self.batch_size][self.part]
             else:
-                batch = order[step * self._per_rank : (step + 1) * self._per_rank]
+                batch = order[step * self.per_rank : (step + 1) * self.per_rank]
             yield step, batch
 
     @property
-    def _per_rank(self) -> int:
+    def per_rank(self) -> int:
+        """Images of this rank in a batch; of the last one in evaluation perhaps fewer."""
         return -(-self.batch_size // self.world_size)
 
     def _own(self) -> range:

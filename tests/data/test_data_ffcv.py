@@ -122,6 +122,19 @@ def test_batches_may_be_kept_and_left(ffcv_config: Callable[..., DataConfig]) ->
     assert list(loader.batches(0, start=10)) == []
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="batches are in pinned memory")
+def test_memory_of_batches_is_used_again_only_when_all_of_them_is_let_go(
+    ffcv_config: Callable[..., DataConfig],
+) -> None:
+    loader = make_loader(ffcv_config(), train=True, batch_size=1)
+    places = [batch[0].data_ptr() for batch in loader.batches(0)]
+    assert len(set(places)) < 10  # of the 10 batches; the 3 made ahead have places of their own
+    kept_rows = [image[0, 1] for image, _ in loader.batches(0)]  # a part keeps its batch
+    again = [image[0, 1].clone() for image, _ in loader.batches(0)]
+    assert all(torch.equal(a, b) for a, b in zip(kept_rows, again, strict=True))
+    assert len({row.untyped_storage().data_ptr() for row in kept_rows}) == 10
+
+
 @pytest.mark.parametrize("os_cache", [True, False])
 def test_quasi_random_order(ffcv_config: Callable[..., DataConfig], os_cache: bool) -> None:
     cfg = ffcv_config(quasi_random=True, os_cache=os_cache, holdout=3)
