@@ -2,8 +2,9 @@
 
 ``python benchmarks/loaders.py`` makes 2000 JPEGs of 500 x 375 pixels and about 90 kB in a temporary
 folder, writes them as .beton files, and lets the loaders take turns, so that whatever else the
-machine does slows all. All draw crops alike (both of our loaders the very same). Reported: medians, and the median of paired ratios; the target is 5 x torchvision. Everything is in the page
-cache. Needs FFCV: bash scripts/install_ffcv.sh
+machine does slows all. All draw crops alike (both of our loaders the very same). Reported: medians,
+and the median of paired ratios; the target is 5 x torchvision. Everything is in the page cache.
+Needs FFCV: bash scripts/install_ffcv.sh
 """
 
 import argparse

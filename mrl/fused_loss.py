@@ -195,19 +195,26 @@ def _tied_pass(
 def _cross_entropy(
     labels: Tensor, label_smoothing: float, rows: slice, logits_RC: Tensor, out: Tensor
 ) -> Tensor:
-    """Sum over the chunk's examples; ``out`` (R, C) gets the gradient of the logits."""
-    torch.log_softmax(logits_RC, 1, out=out)
+    """Sum over the chunk's examples; ``out`` (R, C) gets the gradient of the logits.
+
+    Each row of logits is shifted, to 0 at its largest, which changes no softmax of them.
+    """
+    logits_RC.sub_(logits_RC.amax(1, keepdim=True))
+    torch.softmax(logits_RC, 1, out=out)
+    # Of log(sum of exp): the largest probability, unlike others, never underflows.
+    log_sum_R1 = -out.amax(1, keepdim=True).log()
     labels, spread = labels[rows], label_smoothing / logits_RC.shape[1]
     if labels.is_floating_point():
         target_RC = labels.to(out.dtype) * (1 - label_smoothing) + spread
-        loss = -(target_RC * out).sum()
-        out.exp_().mul_(target_RC.sum(1, keepdim=True)).sub_(target_RC)
+        total_R1 = target_RC.sum(1, keepdim=True)
+        loss = (total_R1 * log_sum_R1).sum() - (target_RC * logits_RC).sum()
+        out.mul_(total_R1).sub_(target_RC)
         return loss
     label_R1, hit = labels[:, None], 1 - label_smoothing
-    loss = -hit * out.gather(1, label_R1).sum()
+    loss = log_sum_R1.sum() - hit * logits_RC.gather(1, label_R1).sum()
     if label_smoothing != 0.0:
-        loss -= spread * out.sum()
-    out.exp_().scatter_add_(1, label_R1, out.new_full(label_R1.shape, -hit))
+        loss -= spread * logits_RC.sum()
+    out.scatter_add_(1, label_R1, out.new_full(label_R1.shape, -hit))
     if label_smoothing != 0.0:
         out.sub_(spread)
     return loss

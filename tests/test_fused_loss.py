@@ -53,6 +53,21 @@ def test_equals_the_plain_loss(monkeypatch, kind, bias, soft, smoothing, chunk_b
         assert_close(gradients(total, head, z_ND), gradients(expected_total, head, z_ND))
 
 
+@KINDS
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_far_apart_logits_lose_nothing(kind, smoothing):
+    """Probabilities of 0 in float32, whose logarithm the loss needs."""
+    head, z_ND, labels = problem(kind, dtype=torch.float32)
+    with torch.no_grad():
+        z_ND.mul_(1000)
+    total, losses = head.loss(z_ND, labels, None, smoothing)
+    expected, expected_losses = plain_loss(head, z_ND, labels, [1.0] * 3, smoothing)
+    assert float(expected) > 200
+    near = {"rtol": 1e-5, "atol": 1e-4}
+    assert_close([total, *losses.values()], [expected, *expected_losses.values()], **near)
+    assert_close(gradients(total, head, z_ND), gradients(expected, head, z_ND), **near)
+
+
 def test_chunks_are_the_parts_of_the_batch(monkeypatch):
     """The small limit of the test above does split its batch."""
     monkeypatch.setattr(fused_loss, "CHUNK_BYTES", 300)
