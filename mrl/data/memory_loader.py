@@ -62,17 +62,11 @@ def augment(images_NCHW: Tensor, flips_N: Tensor, shifts_N2: Tensor, *, pad: int
     """Move each image by its shift, black pixels coming in, then mirror those to be flipped."""
     height, width = images_NCHW.shape[2:]
     padded = F.pad(images_NCHW, (pad, pad, pad, pad))
-    # Row y of the result is row y - shift of the image, which lies `pad` lower in the padded one.
-    rows_NH = torch.arange(height) + pad - shifts_N2[:, :1]
-    columns_NW = torch.arange(width) + pad - shifts_N2[:, 1:]
-    columns_NW = torch.where(flips_N[:, None], columns_NW.flip(1), columns_NW)
-    n, c = torch.arange(len(images_NCHW)), torch.arange(images_NCHW.shape[1])
-    return padded[
-        n[:, None, None, None],
-        c[None, :, None, None],
-        rows_NH[:, None, :, None],
-        columns_NW[:, None, None, :],
-    ]
+    # Every place where the image could be cut out again; none of them is a copy.
+    cuts_NCYXHW = padded.unfold(2, height, 1).unfold(3, width, 1)
+    down, right = (pad - shifts_N2).unbind(1)
+    moved_NCHW = cuts_NCYXHW[torch.arange(len(images_NCHW)), :, down, right]
+    return torch.where(flips_N[:, None, None, None], moved_NCHW.flip(3), moved_NCHW)
 
 
 def normalise(images_NCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
