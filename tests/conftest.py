@@ -14,6 +14,9 @@ from mrl import config
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    # Triton's kernels run in its interpreter; it looks for this when it is first imported.
+    os.environ["TRITON_INTERPRET"] = "1"
 # The time of one example says more about the machine's other work than about the code.
 hypothesis.settings.register_profile("mrl", deadline=None)
 hypothesis.settings.load_profile("mrl")

@@ -20,7 +20,7 @@ UNIT, BF16_UNIT = 2.0**-24, 2.0**-8  # relative error of one rounding to float32
 # and of what comes out.
 COARSE_ERROR = 3.02 * BF16_UNIT
 _FEW_COLUMNS = 4  # up to so many, multiplying column by column beats a matrix product
-_MOST_COLUMNS = 256  # of one float32 product; the bound on its error grows with them
+MOST_COLUMNS = 256  # of one float32 product; the bound on its error grows with them
 WIDE_COLUMNS = 32  # from here on bfloat16 pays, with its result added in another step
 _TWIN_WIDTH = 16  # up to this width equal bank prefixes are looked for; beyond it they are rare
 SQUARES_ERROR = (RUN + 4) * UNIT  # relative
@@ -104,8 +104,8 @@ def add_products(
     if half_QC is not None and block.half is not None and hi - lo >= WIDE_COLUMNS:
         inner_QB.add_(half_QC[:, lo:hi] @ block.half[:, lo:hi].T)
     elif hi - lo > _FEW_COLUMNS:
-        for start in range(lo, hi, _MOST_COLUMNS):
-            columns = slice(start, min(start + _MOST_COLUMNS, hi))
+        for start in range(lo, hi, MOST_COLUMNS):
+            columns = slice(start, min(start + MOST_COLUMNS, hi))
             torch.mm(q_QC[:, columns], block.columns[columns], out=scratch_QB)
             inner_QB.add_(scratch_QB)
     else:
@@ -120,8 +120,8 @@ def error_of_products(m: int, widths: Sequence[int]) -> float:
         widths: between which products are added, m among them.
     """
     # Roundings of every product and of every sum.
-    added = m // _MOST_COLUMNS + _FEW_COLUMNS * bisect_right(widths, m)
-    return (min(m, _MOST_COLUMNS) + min(m, added) + 8) * UNIT
+    added = m // MOST_COLUMNS + _FEW_COLUMNS * bisect_right(widths, m)
+    return (min(m, MOST_COLUMNS) + min(m, added) + 8) * UNIT
 
 
 def exact_columns(widths: Sequence[int], bf16: bool) -> float:

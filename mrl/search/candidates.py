@@ -1,10 +1,10 @@
 """Which bank rows can still be among the k nearest at one width, and their ranking.
 
 Shapes: Q queries, M prefix width, B bank rows of a block, N candidates of a query, K neighbours,
-P pairs; values (Q, E, H) are H groups of E columns.
+P pairs or groups; values (Q, E, H) are H groups of E columns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import sqrt
 
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 from mrl.search.blocks import COARSE_ERROR, SQUARES_ERROR, UNIT, BankBlock, error_of_products
 from mrl.search.checks import RowBounds
 from mrl.search.pairs import MIN_NORM, Metric, rank_in_run, rank_pairs
+
+# (row_P, group_P) -> values (P, E) of these groups
+ValuesOf = Callable[[Tensor, Tensor], Tensor]
 
 _PRECISE = 4e-5  # error of values that are good enough to rank by, and to be given out
 _MAX_CANDIDATES = 4096  # of one query, if k is less; more are ranked at once
@@ -110,15 +113,14 @@ class CandidatePool:
         self.count_Q[zero_Q] = self.k
         self.best_Q[zero_Q] = torch.inf
 
-    def offer(self, value_QEH: Tensor, block: BankBlock, g: int) -> None:
-        """Take what is near enough of a block at width number ``g``."""
-        top_QH = value_QEH.amax(dim=1)
+    def offer(self, top_QH: Tensor, values_of: ValuesOf, block: BankBlock, g: int) -> None:
+        """Take what is near enough of a block at width number ``g``; arguments: :func:`above`."""
         if self.k == 1:
             self.best_Q = torch.maximum(self.best_Q, top_QH.amax(1))
         elif top_QH.shape[1] >= self.k and bool((self.best_Q == -torch.inf).any()):
             # The k-th largest of maxima is at most the k-th largest value: a safe bound.
             self.best_Q = torch.maximum(self.best_Q, top_QH.topk(self.k).values[:, -1])
-        row, column, value = above(value_QEH, top_QH, self.best_Q - self.slack_Q)
+        row, column, value = above(top_QH, values_of, self.best_Q - self.slack_Q)
         kept = column < len(block)  # not the padding, while fewer than k were seen
         spare_B = block.spare[g]
         if spare_B is not None:
@@ -200,13 +202,20 @@ class CandidatePool:
         )
 
 
-def above(value_QEH: Tensor, top_QH: Tensor, bound_Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def above(top_QH: Tensor, values_of: ValuesOf, bound_Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Row, column and value of all that reach the row's bound, sorted by row.
 
-    Most groups hold nothing, and their maximum ``top_QH`` tells which.
+    Args:
+        top_QH: the largest value of each group: most hold nothing.
+        values_of: gives the values of those that do; member e of group h is column ``e * H + h``.
     """
     row, group = (top_QH >= bound_Q[:, None]).nonzero(as_tuple=True)
-    value_PE = value_QEH[row, :, group]
+    value_PE = values_of(row, group)
     pair, member = (value_PE >= bound_Q[row, None]).nonzero(as_tuple=True)
     row, group = row[pair], group[pair]
     return row, member * top_QH.shape[1] + group, value_PE[pair, member]
+
+
+def values_at(value_QEH: Tensor, row_P: Tensor, group_P: Tensor) -> Tensor:
+    """Those of picked groups, (P, E), out of all."""
+    return value_QEH[row_P, :, group_P]

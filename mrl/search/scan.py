@@ -5,9 +5,11 @@ Shapes: B bank rows of a block, Q queries, D embedding width, G widths, K neighb
 
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.util import find_spec
 from itertools import pairwise
 from math import ceil, inf, sqrt
 
@@ -15,7 +17,13 @@ import torch
 from torch import Tensor
 
 from mrl.search.blocks import BankBlock, add_products, exact_columns
-from mrl.search.candidates import CandidatePool, filter_error, relative_error
+from mrl.search.candidates import (
+    CandidatePool,
+    ValuesOf,
+    filter_error,
+    relative_error,
+    values_at,
+)
 from mrl.search.checks import RowBounds
 from mrl.search.pairs import Metric
 from mrl.search.refine import Stages, Survivors, prefix_norms
@@ -24,6 +32,8 @@ _MAX_GROUP = 64  # columns whose maximum is looked at first
 # At most, where the memory allows it. On a GPU each step must be worth starting.
 _BLOCK_ROWS, _CHUNK_QUERIES, _BATCH_QUERIES = 2048, 256, 2048
 _CUDA_BLOCK_ROWS, _CUDA_CHUNK_QUERIES, _CUDA_BATCH_QUERIES = 2**14, 2**13, 2**16
+# Of a group, at least (smaller ones would spare little memory) and at most.
+_KERNEL_MEMBERS = 8, 32
 _SAMPLE = 7  # one of so many bank rows; a prime, as classes may take turns in a bank
 _GUESS_FROM = 64  # neighbours; for fewer a guess saves less than it costs
 _NEIGHBOUR_BYTES = 28  # of one of k: value and index of about twice as many, and to sort them
@@ -46,6 +56,7 @@ class Search:
     bf16: bool  # multiply wide runs of columns in bfloat16
     bounds: RowBounds
     workers: ThreadPoolExecutor
+    kernel: bool = False  # where it can be: multiply and compare in one step
     bar: Callable[[int], object] = lambda rows: None
     scratch: threading.local = field(default_factory=threading.local)
 
@@ -63,19 +74,19 @@ class Search:
         most = max(1, min(most, self.max_bytes // 4 // a_query))
         return _equal_parts(queries, -(-len(queries) // most))
 
-    @property
-    def block_rows(self) -> int:
-        return _CUDA_BLOCK_ROWS if self.device.type == "cuda" else _BLOCK_ROWS
+    def _block_rows(self, widths: Sequence[int]) -> int:
+        most = _CUDA_BLOCK_ROWS if self.device.type == "cuda" else _BLOCK_ROWS
+        return max(1, min(most, self.max_bytes // 4 // (16 * widths[-1])))
 
     def scan(self, queries: Tensor, widths: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The k best at each width, ``(scores, indices)``, each (G, Q, K)."""
-        return _joined(self._nearest(self._chunks(queries), widths))
+        return _joined(self._nearest(self._chunks(queries, widths), widths))
 
     def refine(self, queries: Tensor, widths: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
         """The same: by :meth:`scan` at ``start`` and below, and beyond by what it leaves over."""
         narrow, stages = _split(widths, start)
         scanned = narrow if start in narrow else [*narrow, start]
-        chunks = self._chunks(queries)
+        chunks = self._chunks(queries, scanned)
         found = self._nearest(chunks, scanned)
         survivors = self._survivors(chunks, stages, [indices[-1] for _, indices in found])
         errors = [self._error(start, [start], part.queries, part.norm_Q) for part in survivors]
@@ -103,11 +114,17 @@ class Search:
             for both in zip(found, wide, strict=True)
         )
 
-    def _chunks(self, queries: Tensor) -> tuple[Tensor, ...]:
-        """The queries in equal parts, as many for each thread."""
+    def _chunks(self, queries: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
+        """The queries in equal parts, as many for each thread, to be scanned at these widths."""
         threads = self.workers._max_workers
+        rows = self._block_rows(widths)
+        members = self._members(rows, widths)
+        a_query = 12 * rows
+        if members is not None:  # then only short blocks, as the last may be, are done without
+            a_query = min(a_query, 24 * self.k * _KERNEL_MEMBERS[0])
+            a_query = max(a_query, 4 * len(widths) * ceil(rows / members))
         most = _CUDA_CHUNK_QUERIES if self.device.type == "cuda" else _CHUNK_QUERIES
-        most = max(1, min(most, self.max_bytes // 4 // (12 * self.block_rows * threads)))
+        most = max(1, min(most, self.max_bytes // 4 // (a_query * threads)))
         return _equal_parts(queries, -(-len(queries) // (most * threads)) * threads)
 
     def _converted(
@@ -147,7 +164,7 @@ class Search:
         """Put right what was found for the queries ``missed`` (Q,) of each chunk, in place."""
         unlucky = torch.cat([c[rows] for c, rows in zip(chunks, missed, strict=True)])
         again = replace(self, bar=lambda rows: None)
-        parts = again._nearest(again._chunks(unlucky), widths, guess=False)
+        parts = again._nearest(again._chunks(unlucky, widths), widths, guess=False)
         right = [part.split([int(rows.sum()) for rows in missed], 1) for part in _joined(parts)]
         for of_chunk, rows, *better in zip(found, missed, *right, strict=True):
             for values, new in zip(of_chunk, better, strict=True):
@@ -167,17 +184,33 @@ class Search:
         floats, halves = self._converted(chunks, widths[-1])
 
         def visit(i: int, block: BankBlock) -> None:
-            inner_QB, product_QB, value_QB, group = self._arrays(len(chunks[i]), len(block), self.k)
-            inner_QB.zero_()
-            for g, (pool, (lo, hi)) in enumerate(
-                zip(pools[i], pairwise([0, *widths]), strict=True)
-            ):
-                add_products(inner_QB, product_QB, floats[i], halves[i], block, lo, hi)
-                block.values(inner_QB, g, out=value_QB[:, : len(block)])
-                pool.offer(value_QB.view(len(inner_QB), group, -1), block, g)
+            members = self._members(len(block), widths)
+            arrays = floats[i], halves[i], block, widths
+            found = self._values(*arrays) if members is None else _kernel_values(*arrays, members)
+            for g, (pool, (top_QH, values_of)) in enumerate(zip(pools[i], found, strict=True)):
+                pool.offer(top_QH, values_of, block, g)
 
         self._stream(chunks, widths, visit, products=widths)
         return pools
+
+    def _values(
+        self, q_QC: Tensor, half_QC: Tensor | None, block: BankBlock, widths: Sequence[int]
+    ) -> Iterator[tuple[Tensor, ValuesOf]]:
+        """The filter's values of a block at one width after the other, as :func:`above` wants."""
+        inner_QB, product_QB, value_QB, group = self._arrays(len(q_QC), len(block), self.k)
+        inner_QB.zero_()
+        for g, (lo, hi) in enumerate(pairwise([0, *widths])):
+            add_products(inner_QB, product_QB, q_QC, half_QC, block, lo, hi)
+            block.values(inner_QB, g, out=value_QB[:, : len(block)])
+            value_QEH = value_QB.view(len(inner_QB), group, -1)
+            yield value_QEH.amax(1), partial(values_at, value_QEH)
+
+    def _members(self, rows: int, widths: Sequence[int]) -> int | None:
+        """Of each group of a block that goes through the kernel; None: this one does not."""
+        least, most = _KERNEL_MEMBERS
+        members = min(most, 1 << (_group(rows, self.k).bit_length() - 1))
+        usable = self.kernel and members >= least and exact_columns(widths, self.bf16) < inf
+        return members if usable else None
 
     def _empty_pools(
         self, widths: Sequence[int], chunk: Tensor, guesses: Sequence[Tensor | None]
@@ -222,7 +255,7 @@ class Search:
         products: Sequence[int],
     ) -> None:
         """``visit(number of the chunk, block)`` for all chunks and one block after the other."""
-        size = max(1, min(self.block_rows, self.max_bytes // 4 // (16 * widths[-1])))
+        size = self._block_rows(widths)
 
         def read(start: int) -> BankBlock:
             return BankBlock.read(
@@ -252,7 +285,7 @@ class Search:
 
         The values are padded to whole groups, by columns that can win nothing.
         """
-        group = max(1, min(_MAX_GROUP, rows // (2 * k)))
+        group = _group(rows, k)
         shape = (num_queries, rows, -(-rows // group) * group)
         if getattr(self.scratch, "shape", None) != shape:
             self.scratch.shape = shape
@@ -260,6 +293,32 @@ class Search:
             self.scratch.product = torch.empty_like(self.scratch.inner)
             self.scratch.values = torch.full((shape[0], shape[2]), -torch.inf, device=self.device)
         return self.scratch.inner, self.scratch.product, self.scratch.values, group
+
+
+def _kernel_values(
+    q_QC: Tensor,
+    half_QC: Tensor | None,
+    block: BankBlock,
+    widths: Sequence[int],
+    members: int,
+) -> Iterator[tuple[Tensor, ValuesOf]]:
+    """As :meth:`Search._values`, without ever having all of them."""
+    from mrl.search import fused_scan  # needs Triton
+
+    assert half_QC is not None
+    top_GQH = fused_scan.group_maxima(q_QC, half_QC, block, widths, members)
+    for g, (m, top_QH) in enumerate(zip(widths, top_GQH, strict=True)):
+        yield top_QH, partial(fused_scan.values_of_groups, q_QC, block, g, m, members)
+
+
+def kernel_works(device: torch.device) -> bool:
+    """Whether blocks can go through :mod:`mrl.search.fused_scan` there."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
+def _group(rows: int, k: int) -> int:
+    """Members of a group; of groups there are more than k by far."""
+    return max(1, min(_MAX_GROUP, rows // (2 * k)))
 
 
 def _equal_parts(queries: Tensor, parts: int) -> tuple[Tensor, ...]:
