@@ -93,12 +93,16 @@ class CandidatePool:
         few = len(bank) < 2**31  # half the memory, so that more queries go at once
         dtype = torch.int32 if few else torch.int64
         self.index_QN = torch.zeros(shape, dtype=dtype, device=queries.device)
+        # 1 / |x| of the candidates, to score them with; None: not needed, or computed anew.
+        self.weight_QN: Tensor | None = None
+        if metric == "cosine" and relative > _PRECISE:
+            self.weight_QN = torch.zeros(shape, device=queries.device)
         self.count_Q = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
         # The k-th best, or something below it, if the guess is right.
         self.best_Q = self.value_QN[:, 0].clone() if guess_Q is None else guess_Q.clone()
         self.fresh = 0  # candidates since the k-th best was last sought
         # After how many of a query it is sought again: with a good guess it changes little.
-        self.patience = max(k // 2, 4) if guess_Q is None else 2 * k
+        self.patience = max(k // 2, 4) if guess_Q is None else 3 * k
         if metric == "cosine":
             self._settle(norm_Q < MIN_NORM)
 
@@ -125,10 +129,16 @@ class CandidatePool:
         spare_B = block.spare[g]
         if spare_B is not None:
             kept &= ~spare_B[column.clamp(max=len(block) - 1)]
-        self._add(row[kept], column[kept] + block.start, value[kept])
+        row, column, value = row[kept], column[kept], value[kept]
+        place = self._add(row, column + block.start, value)
+        if self.weight_QN is not None:
+            self.weight_QN[row, place] = block.weight[g][column]
+        self.fresh += len(row)
+        if self.fresh > self.patience * len(self.count_Q):
+            self._raise_bound()
 
-    def _add(self, row: Tensor, index: Tensor, value: Tensor) -> None:
-        """Append pairs, sorted by row."""
+    def _add(self, row: Tensor, index: Tensor, value: Tensor) -> Tensor:
+        """Append pairs, sorted by row; gives their columns in ``value_QN``."""
         new_Q = torch.bincount(row, minlength=len(self.count_Q))
         place = self.count_Q[row] + rank_in_run(row, new_Q)
         self.count_Q += new_Q
@@ -137,11 +147,11 @@ class CandidatePool:
             lacking = max(lacking, self.k // 2)
             self.value_QN = torch.nn.functional.pad(self.value_QN, (0, lacking), value=-torch.inf)
             self.index_QN = torch.nn.functional.pad(self.index_QN, (0, lacking))
+            if self.weight_QN is not None:
+                self.weight_QN = torch.nn.functional.pad(self.weight_QN, (0, lacking))
         self.value_QN[row, place] = value
         self.index_QN[row, place] = index.to(self.index_QN.dtype)
-        self.fresh += len(row)
-        if self.fresh > self.patience * len(self.count_Q):
-            self._raise_bound()
+        return place
 
     def _raise_bound(self) -> None:
         """Find the k-th best so far and drop what has become too far away."""
@@ -156,12 +166,15 @@ class CandidatePool:
         value_QN = self.value_QN.masked_fill_(~near_QN, -torch.inf)
         self.value_QN, order = value_QN.topk(most)  # sorted: the dropped ones go to the end
         self.index_QN = self.index_QN.gather(1, order)
+        if self.weight_QN is not None:
+            self.weight_QN = self.weight_QN.gather(1, order)
         if most > max(_MAX_CANDIDATES, 2 * self.k):
             self._keep_only_the_best()
 
     def _keep_only_the_best(self) -> None:
         """Rank what float32 cannot tell apart, and drop all but k; all have k at least."""
         score_QK, index_QK = self._rank()
+        self.weight_QN = None
         self.index_QN = index_QK.to(self.index_QN.dtype)
         norm_Q1 = self.norm_Q[:, None]
         value_QK = score_QK * norm_Q1 if self.metric == "cosine" else score_QK + norm_Q1.square()
@@ -191,14 +204,26 @@ class CandidatePool:
         in_order = self.index_QN.long().masked_fill(self.value_QN == -torch.inf, none).sort(1)
         row_P, place_P = (in_order.values < none).nonzero(as_tuple=True)
         index_P = in_order.values[row_P, place_P]
-        known = None
+        at_P = row_P, in_order.indices[row_P, place_P]
+        known, weight_P = None, None
+        if self.weight_QN is not None:
+            weight_P = self.weight_QN[at_P]
         if self.relative <= _PRECISE:
-            value_P = self.value_QN[row_P, in_order.indices[row_P, place_P]].double()
+            value_P = self.value_QN[at_P].double()
             score_P = value_P / self.norm_Q[row_P]
             score_P.masked_fill_(value_P == torch.inf, 0.0)  # settled
             known = score_P, torch.full_like(score_P, self.relative)
         return rank_pairs(
-            self.bank, self.queries, row_P, index_P, self.m, self.norm_Q, self.metric, self.k, known
+            self.bank,
+            self.queries,
+            row_P,
+            index_P,
+            self.m,
+            self.norm_Q,
+            self.metric,
+            self.k,
+            known,
+            weight_P,
         )
 
 

@@ -143,6 +143,7 @@ def rank_pairs(
     metric: Metric,
     k: int,
     known: tuple[Tensor, Tensor] | None = None,
+    weight_P: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`best_of_each` at one width, ``(scores, indices)``, each (Q, K).
 
@@ -151,14 +152,15 @@ def rank_pairs(
 
     Args:
         known: scores that were computed before, float64, and their largest errors; each (P,).
+        weight_P: for cosine 1 / |x| of the bank's rows in float32, 0 for a zero prefix, if known.
     """
     if bank.dtype == torch.float64:
         score_P = pair_scores(bank, queries, row_P, index_P, m, norm_Q, metric)
     else:
         score_P, error_P = known or _float32_scores(
-            bank, queries, row_P, index_P, m, norm_Q, metric
+            bank, queries, row_P, index_P, m, norm_Q, metric, weight_P
         )
-        close = _close_to_another(row_P, score_P, error_P)
+        close = _close_to_another(row_P, score_P, error_P, len(queries))
         score_P[close] = pair_scores(bank, queries, row_P[close], index_P[close], m, norm_Q, metric)
     scores, indices = best_of_each(row_P, index_P, score_P[:, None], len(queries), k)
     return scores[0], indices[0]
@@ -172,15 +174,21 @@ def _float32_scores(
     m: int,
     norm_Q: Tensor,
     metric: Metric,
+    weight_P: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Scores from float32 products, and how far they can be from the float64 ones; both (P,)."""
     chunks: list[tuple[Tensor, ...]] = []
     for _, q_PM, x_PM in _rows_of_pairs(bank, queries, row_P, index_P, 0, m, torch.float32):
-        if metric == "cosine":
+        if metric == "l2":
+            chunks.append((sum_in_runs(x_PM.sub_(q_PM).square_()),))
+        elif weight_P is None:
             chunks.append((sum_in_runs(x_PM * q_PM), sum_in_runs(x_PM.square_())))
         else:
-            chunks.append((sum_in_runs(x_PM.sub_(q_PM).square_()),))
+            chunks.append((sum_in_runs(x_PM.mul_(q_PM)),))
     sums = tuple(torch.cat(part)[:, None] for part in zip(*chunks, strict=True))
+    if weight_P is not None:
+        norm_P1 = torch.where(weight_P > 0, 1 / weight_P.double(), 0.0)[:, None]
+        sums = sums[0], norm_P1.square_()
     score_P = scores_of(sums, norm_Q[row_P, None], metric)[:, 0]
     # Of each factor a rounding or two, and RUN of a run's sum: relative to the product of the
     # norms for cosine (half of it again for the bank's norm), to the squared distance for l2.
@@ -196,16 +204,24 @@ def sum_in_runs(x_PM: Tensor) -> Tensor:
     return runs + x_PM[:, whole:].sum(1)
 
 
-def _close_to_another(row_P: Tensor, score_P: Tensor, error_P: Tensor) -> Tensor:
+def _close_to_another(row_P: Tensor, score_P: Tensor, error_P: Tensor, num_queries: int) -> Tensor:
     """Which pairs cannot be told from their neighbour in the order of scores (P,)."""
-    order = score_P.argsort(descending=True)
-    order = order[row_P[order].argsort(stable=True)]
-    score, error, row = score_P[order], error_P[order], row_P[order]
-    close = (score[:-1] - score[1:] <= error[:-1] + error[1:]) & (row[:-1] == row[1:])
-    close_P = torch.zeros_like(row_P, dtype=torch.bool)
-    close_P[order[:-1]] = close
-    close_P[order[1:]] |= close
-    return close_P
+    score_QN, place_P = _side_by_side(row_P, score_P, num_queries)
+    error_QN, _ = _side_by_side(row_P, error_P, num_queries)
+    order = score_QN.sort(1, descending=True)
+    score_QN, error_QN = order.values, error_QN.gather(1, order.indices)
+    close = score_QN[:, :-1] - score_QN[:, 1:] <= error_QN[:, :-1] + error_QN[:, 1:]
+    either = torch.nn.functional.pad(close, (0, 1)) | torch.nn.functional.pad(close, (1, 0))
+    return torch.empty_like(either).scatter_(1, order.indices, either)[row_P, place_P]
+
+
+def _side_by_side(row_P: Tensor, value_P: Tensor, num_queries: int) -> tuple[Tensor, Tensor]:
+    """Each query's values in its row (Q, N), filled up with -inf, and the place (P,) of each."""
+    count_Q = torch.bincount(row_P, minlength=num_queries)
+    place_P = rank_in_run(row_P, count_Q)
+    value_QN = value_P.new_full((num_queries, int(count_Q.max())), -torch.inf)
+    value_QN[row_P, place_P] = value_P
+    return value_QN, place_P
 
 
 def best_of_each(

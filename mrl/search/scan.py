@@ -36,7 +36,7 @@ _CUDA_BLOCK_ROWS, _CUDA_CHUNK_QUERIES, _CUDA_BATCH_QUERIES = 2**14, 2**13, 2**16
 _KERNEL_MEMBERS = 8, 32
 _SAMPLE = 7  # one of so many bank rows; a prime, as classes may take turns in a bank
 _GUESS_FROM = 64  # neighbours; for fewer a guess saves less than it costs
-_NEIGHBOUR_BYTES = 28  # of one of k: value and index of about twice as many, and to sort them
+_NEIGHBOUR_BYTES = 34  # of one of k: value, index and weight of about twice as many; sorting
 _WIDTH_BYTES = 32  # of a query at one width: norms, and distances that are of interest
 _PAIR_BYTES = 64  # of a survivor, with what is computed from it
 
@@ -118,7 +118,7 @@ class Search:
         """The queries in equal parts, as many for each thread, to be scanned at these widths."""
         threads = self.workers._max_workers
         rows = self._block_rows(widths)
-        members = self._members(rows, widths)
+        members = self._members(rows, widths, 2 * self.k)
         a_query = 12 * rows
         if members is not None:  # then only short blocks, as the last may be, are done without
             a_query = min(a_query, 24 * self.k * _KERNEL_MEMBERS[0])
@@ -177,16 +177,24 @@ class Search:
         guesses: Sequence[Sequence[Tensor | None]] | None = None,
     ) -> list[list[CandidatePool]]:
         """The candidates of each chunk at each width."""
+        guessed = guesses is not None
         guesses = guesses or [[None] * len(widths)] * len(chunks)
         pools = list(
             self.workers.map(lambda *each: self._empty_pools(widths, *each), chunks, guesses)
         )
         floats, halves = self._converted(chunks, widths[-1])
 
+        # A guess does without many groups: without one, maxima of k groups are the first bound.
+        num_groups = 2 * (min(self.k, _MAX_GROUP // 2) if guessed else self.k)
+
         def visit(i: int, block: BankBlock) -> None:
-            members = self._members(len(block), widths)
-            arrays = floats[i], halves[i], block, widths
-            found = self._values(*arrays) if members is None else _kernel_values(*arrays, members)
+            members = self._members(len(block), widths, num_groups)
+            operands = floats[i], halves[i], block, widths
+            found = (
+                self._values(*operands, num_groups)
+                if members is None
+                else _kernel_values(*operands, members)
+            )
             for g, (pool, (top_QH, values_of)) in enumerate(zip(pools[i], found, strict=True)):
                 pool.offer(top_QH, values_of, block, g)
 
@@ -194,10 +202,15 @@ class Search:
         return pools
 
     def _values(
-        self, q_QC: Tensor, half_QC: Tensor | None, block: BankBlock, widths: Sequence[int]
+        self,
+        q_QC: Tensor,
+        half_QC: Tensor | None,
+        block: BankBlock,
+        widths: Sequence[int],
+        num_groups: int,
     ) -> Iterator[tuple[Tensor, ValuesOf]]:
         """The filter's values of a block at one width after the other, as :func:`above` wants."""
-        inner_QB, product_QB, value_QB, group = self._arrays(len(q_QC), len(block), self.k)
+        inner_QB, product_QB, value_QB, group = self._arrays(len(q_QC), len(block), num_groups)
         inner_QB.zero_()
         for g, (lo, hi) in enumerate(pairwise([0, *widths])):
             add_products(inner_QB, product_QB, q_QC, half_QC, block, lo, hi)
@@ -205,10 +218,10 @@ class Search:
             value_QEH = value_QB.view(len(inner_QB), group, -1)
             yield value_QEH.amax(1), partial(values_at, value_QEH)
 
-    def _members(self, rows: int, widths: Sequence[int]) -> int | None:
+    def _members(self, rows: int, widths: Sequence[int], num_groups: int) -> int | None:
         """Of each group of a block that goes through the kernel; None: this one does not."""
         least, most = _KERNEL_MEMBERS
-        members = min(most, 1 << (_group(rows, self.k).bit_length() - 1))
+        members = min(most, 1 << (_group(rows, num_groups).bit_length() - 1))
         usable = self.kernel and members >= least and exact_columns(widths, self.bf16) < inf
         return members if usable else None
 
@@ -280,12 +293,14 @@ class Search:
                 pass
             self.bar(len(block))
 
-    def _arrays(self, num_queries: int, rows: int, k: int) -> tuple[Tensor, Tensor, Tensor, int]:
+    def _arrays(
+        self, num_queries: int, rows: int, num_groups: int
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
         """This thread's arrays: two of inner products (Q, B), values (Q, groups x columns).
 
         The values are padded to whole groups, by columns that can win nothing.
         """
-        group = _group(rows, k)
+        group = _group(rows, num_groups)
         shape = (num_queries, rows, -(-rows // group) * group)
         if getattr(self.scratch, "shape", None) != shape:
             self.scratch.shape = shape
@@ -316,9 +331,9 @@ def kernel_works(device: torch.device) -> bool:
     return device.type == "cuda" and find_spec("triton") is not None
 
 
-def _group(rows: int, k: int) -> int:
-    """Members of a group; of groups there are more than k by far."""
-    return max(1, min(_MAX_GROUP, rows // (2 * k)))
+def _group(rows: int, num_groups: int) -> int:
+    """Members of a group, where there should be so many groups at least."""
+    return max(1, min(_MAX_GROUP, rows // num_groups))
 
 
 def _equal_parts(queries: Tensor, parts: int) -> tuple[Tensor, ...]:
