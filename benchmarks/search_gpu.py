@@ -47,7 +47,7 @@ def main() -> None:
     flops = 2.0 * args.items * args.queries * D
     print(f"{name}, torch {torch.__version__}; bank {args.items} x {D}, {args.queries} queries")
     print(f"peak {peak / 1e12:.3g} TFLOP/s; all products at the peak: {flops / peak:.2f} s\n")
-    nested = partial(nested_knn, bank, queries, widths, args.max_gib * 2**30)
+    nested = partial(nested_knn, bank, queries, widths)
     cases: dict[str, Callable[[], Indices]] = {
         "without the kernel": partial(nested, kernel=False),
         "plain loop": lambda: plain_loop(bank, queries, widths),
@@ -83,11 +83,9 @@ def make_data(rows: int, seed: int, device: torch.device) -> Tensor:
     return out
 
 
-def nested_knn(
-    bank: Tensor, queries: Tensor, widths: list[int], max_bytes: int, *, kernel: bool
-) -> Indices:
+def nested_knn(bank: Tensor, queries: Tensor, widths: list[int], *, kernel: bool) -> Indices:
     with patch("mrl.search.knn.kernel_works", lambda device: kernel):
-        return mrl.nested_knn(bank, queries, widths, max_bytes=max_bytes)[1][:, :, 0]
+        return mrl.nested_knn(bank, queries, widths)[1][:, :, 0]
 
 
 def plain_loop(bank: Tensor, queries: Tensor, widths: list[int]) -> Indices:
@@ -144,7 +142,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--items", type=int, default=1_281_167)
     parser.add_argument("--queries", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--max-gib", type=int, default=16, help="what nested_knn may use")
     return parser.parse_args()
 
 

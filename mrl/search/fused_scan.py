@@ -42,33 +42,34 @@ def group_maxima(
     top_GQH = q_QC.new_empty(len(widths), len(q_QC), num_groups)
     exact = exact_columns(widths, bf16=True)
     tiles = triton.cdiv(len(q_QC), TILE_QUERIES), triton.cdiv(num_groups * members, TILE_ROWS)
-    _group_maxima[(tiles[0] * tiles[1],)](
-        q_QC,
-        half_QC,
-        block.rows,
-        block.half,
-        block.weight.contiguous(),
-        torch.tensor(widths, dtype=torch.int32, device=q_QC.device),
-        top_GQH,
-        len(q_QC),
-        len(block),
-        num_groups,
-        len(widths),
-        sum(m <= exact for m in widths),
-        q_QC.stride(0),
-        half_QC.stride(0),
-        block.rows.stride(0),
-        block.half.stride(0),
-        IS_L2=block.metric == "l2",
-        MEMBERS=members,
-        TILE_Q=TILE_QUERIES,
-        TILE_B=TILE_ROWS,
-        FLOAT_STEP=FLOAT_STEP,
-        HALF_STEP=HALF_STEP,
-        TILES_DOWN=TILES_DOWN,
-        num_warps=WARPS,
-        num_stages=STAGES,
-    )
+    with torch.cuda.device_of(q_QC):  # Triton starts kernels on the current device
+        _group_maxima[(tiles[0] * tiles[1],)](
+            q_QC,
+            half_QC,
+            block.rows,
+            block.half,
+            block.weight.contiguous(),
+            torch.tensor(widths, dtype=torch.int32, device=q_QC.device),
+            top_GQH,
+            len(q_QC),
+            len(block),
+            num_groups,
+            len(widths),
+            sum(m <= exact for m in widths),
+            q_QC.stride(0),
+            half_QC.stride(0),
+            block.rows.stride(0),
+            block.half.stride(0),
+            IS_L2=block.metric == "l2",
+            MEMBERS=members,
+            TILE_Q=TILE_QUERIES,
+            TILE_B=TILE_ROWS,
+            FLOAT_STEP=FLOAT_STEP,
+            HALF_STEP=HALF_STEP,
+            TILES_DOWN=TILES_DOWN,
+            num_warps=WARPS,
+            num_stages=STAGES,
+        )
     return top_GQH
 
 

@@ -31,7 +31,8 @@ from mrl.search.scan import Search, kernel_works
 from mrl.search.scan_plan import choose_plan
 from mrl.search.threads import workers
 
-MAX_BYTES, MIN_BYTES = 256 * 2**20, 2**20
+MIN_BYTES, _CPU_BYTES = 2**20, 256 * 2**20
+_CUDA_SHARE = 4  # of the GPU's free memory, one part in so many: its steps must be large
 
 
 @torch.no_grad()
@@ -42,7 +43,7 @@ def nested_knn(
     k: int = 1,
     metric: Metric = "cosine",
     *,
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int | None = None,
     allow_zero: bool = False,
     progress: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -59,8 +60,8 @@ def nested_knn(
         granularities: strictly increasing widths in 1..D.
         k: neighbours per query, 1..B.
         metric: "cosine" (similarity, descending) or "l2" (squared distance, ascending).
-        max_bytes: about how much memory to use besides the inputs and the result. The answer does
-            not depend on it.
+        max_bytes: about how much memory to use besides the inputs and the result; default 256 MiB,
+            on a GPU a quarter of what is free there. The answer does not depend on it.
         allow_zero: for cosine, score a prefix of norm below 1e-12 as 0 against everything (as
             ``F.normalize`` does) instead of refusing it.
         progress: show a progress bar over the blocks of the bank (needs tqdm).
@@ -93,7 +94,7 @@ def float64_knn(
     granularities: Sequence[int],
     k: int,
     metric: Metric,
-    max_bytes: int,
+    max_bytes: int | None,
     allow_zero: bool,
     progress: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -101,6 +102,8 @@ def float64_knn(
     bank, queries = as_pair(bank, queries, one_device=False)
     check_metric(metric)
     check_count("k", k, len(bank), "the rows of the bank")
+    if max_bytes is None:
+        max_bytes = _default_bytes(queries.device)
     if max_bytes < MIN_BYTES:
         raise ValueError(f"max_bytes must be at least {MIN_BYTES}, got {max_bytes}")
     widths = check_granularities(granularities, bank.shape[1])
@@ -133,6 +136,13 @@ def float64_knn(
             ]
     scores, indices = zip(*found, strict=True)
     return torch.cat(scores, 1), torch.cat(indices, 1)
+
+
+def _default_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _CPU_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(MIN_BYTES, free // _CUDA_SHARE)
 
 
 @contextmanager

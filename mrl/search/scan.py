@@ -31,7 +31,7 @@ from mrl.search.refine import Stages, Survivors, prefix_norms
 _MAX_GROUP = 64  # columns whose maximum is looked at first
 # At most, where the memory allows it. On a GPU each step must be worth starting.
 _BLOCK_ROWS, _CHUNK_QUERIES, _BATCH_QUERIES = 2048, 256, 2048
-_CUDA_BLOCK_ROWS, _CUDA_CHUNK_QUERIES, _CUDA_BATCH_QUERIES = 2**14, 2**13, 2**16
+_CUDA_BLOCK_ROWS, _CUDA_CHUNK_QUERIES, _CUDA_BATCH_QUERIES = 2**16, 2**13, 2**16  # not tuned
 # Of a group, at least (smaller ones would spare little memory) and at most.
 _KERNEL_MEMBERS = 8, 32
 _SAMPLE = 7  # one of so many bank rows; a prime, as classes may take turns in a bank

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mrl.distributed import gather_objects
 from mrl.search.inputs import Matrix, as_pair, check_count
-from mrl.search.knn import MAX_BYTES, float64_knn, in_units_of
+from mrl.search.knn import float64_knn, in_units_of
 from mrl.search.pairs import Metric, pair_scores
 from mrl.search.refine import prefix_norms
 
@@ -24,7 +24,7 @@ def sharded_knn(
     k: int = 1,
     metric: Metric = "cosine",
     *,
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int | None = None,
     allow_zero: bool = False,
     progress: bool = False,
 ) -> tuple[Tensor, Tensor]:
