@@ -45,7 +45,7 @@ from benchmarks.machine import (
     resident_bytes,
 )
 from mrl.search import PrefixIndex, retrieval_metrics
-from mrl.search.pairs import pair_scores
+from mrl.search.pairs import Pairs, pair_scores
 from mrl.search.refine import prefix_norms
 
 D, QUERIES = 2048, 1000
@@ -210,7 +210,7 @@ def agreement(
         row_P = row_R.repeat_interleave(ours.shape[2])
         mine, other = (
             pair_scores(
-                bank, queries, row_P, found[g, row_R].flatten(), m, norm_QG[:, g], "cosine"
+                Pairs(bank, queries, "cosine", row_P, found[g, row_R].flatten()), m, norm_QG[:, g]
             ).view(len(row_R), ours.shape[2])
             for found in (ours, theirs)
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mrl.search.blocks import COARSE_ERROR, SQUARES_ERROR, UNIT, BankBlock, error_of_products
 from mrl.search.checks import RowBounds
-from mrl.search.pairs import MIN_NORM, Metric, rank_in_run, rank_pairs
+from mrl.search.pairs import MIN_NORM, Metric, Pairs, rank_in_run, rank_pairs
 
 # (row_P, group_P) -> values (P, E) of these groups
 ValuesOf = Callable[[Tensor, Tensor], Tensor]
@@ -213,18 +213,8 @@ class CandidatePool:
             score_P = value_P / self.norm_Q[row_P]
             score_P.masked_fill_(value_P == torch.inf, 0.0)  # settled
             known = score_P, torch.full_like(score_P, self.relative)
-        return rank_pairs(
-            self.bank,
-            self.queries,
-            row_P,
-            index_P,
-            self.m,
-            self.norm_Q,
-            self.metric,
-            self.k,
-            known,
-            weight_P,
-        )
+        pairs = Pairs(self.bank, self.queries, self.metric, row_P, index_P)
+        return rank_pairs(pairs, self.m, self.norm_Q, self.k, known, weight_P)
 
 
 def above(top_QH: Tensor, values_of: ValuesOf, bound_Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:

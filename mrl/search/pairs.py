@@ -6,6 +6,7 @@ Shapes: B bank, Q queries, D embedding width, P pairs, C columns, W widths, K ne
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -21,31 +22,40 @@ RUN = 32  # columns whose sum is one float32 number
 _MANY_WIDTHS = 8  # in one run of columns; from here on one cumulative sum is cheaper than many
 
 
+@dataclass(slots=True, frozen=True)
+class Pairs:
+    """Single pairs of a query and a bank row, sorted by query."""
+
+    bank: Tensor  # (B, D)
+    queries: Tensor  # (Q, D)
+    metric: Metric
+    query: Tensor  # (P,), row of queries
+    item: Tensor  # (P,), row of the bank
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    def __getitem__(self, which: Tensor | slice) -> "Pairs":
+        """Some of them; a mask (P,), or a range."""
+        return replace(self, query=self.query[which], item=self.item[which])
+
+
 def running_sums(
-    bank: Tensor,
-    queries: Tensor,
-    row_P: Tensor,
-    index_P: Tensor,
-    start: int,
-    widths: Sequence[int],
-    metric: Metric,
-    before: tuple[Tensor, ...] | None = None,
+    pairs: Pairs, start: int, widths: Sequence[int], before: tuple[Tensor, ...] | None = None
 ) -> tuple[Tensor, ...]:
     """What scores are made of, each float64 (P, W): for cosine <q, x> and |x|^2, else |q - x|^2.
 
     Args:
-        row_P, index_P: rows of ``queries`` and ``bank``.
         start: columns before it are left out, or come in as
         before: the sums at width ``start``, each (P,).
         widths: ascending, above ``start``.
     """
     chunks = []
-    for _, q_PC, x_PC in _rows_of_pairs(
-        bank, queries, row_P, index_P, start, widths[-1], torch.float64
-    ):
-        products = (
-            (x_PC * q_PC, x_PC.square_()) if metric == "cosine" else (x_PC.sub_(q_PC).square_(),)
-        )
+    for _, q_PC, x_PC in _rows_of(pairs, start, widths[-1], torch.float64):
+        if pairs.metric == "cosine":
+            products: tuple[Tensor, ...] = x_PC * q_PC, x_PC.square_()
+        else:
+            products = (x_PC.sub_(q_PC).square_(),)
         chunks.append([_sums_at(product_PC, start, widths) for product_PC in products])
     sums = tuple(torch.cat(part) for part in zip(*chunks, strict=True))
     if before is not None:
@@ -77,23 +87,15 @@ def scores_of(sums: tuple[Tensor, ...], norm_PW: Tensor, metric: Metric) -> Tens
     return (inner_PW / (size_PW * norm_PW)).masked_fill_(zero_PW, 0.0)
 
 
-def pair_scores(
-    bank: Tensor,
-    queries: Tensor,
-    row_P: Tensor,
-    index_P: Tensor,
-    m: int,
-    norm_Q: Tensor,
-    metric: Metric,
-) -> Tensor:
+def pair_scores(pairs: Pairs, m: int, norm_Q: Tensor) -> Tensor:
     """:func:`scores_of` (P,) at one width; ``norm_Q`` are the queries' norms there, float64.
 
     For cosine both are normalised before they are multiplied, so that parallel rows along an axis,
     which ReLU makes many of at small widths, score exactly the same.
     """
     chunks = []
-    for row, q_PM, x_PM in _rows_of_pairs(bank, queries, row_P, index_P, 0, m, torch.float64):
-        if metric == "l2":
+    for row, q_PM, x_PM in _rows_of(pairs, 0, m, torch.float64):
+        if pairs.metric == "l2":
             chunks.append(x_PM.sub_(q_PM).square_().sum(1).neg_())
             continue
         norm_P, size_P = norm_Q[row], x_PM.square().sum(1).sqrt_()
@@ -102,21 +104,16 @@ def pair_scores(
     return torch.cat(chunks)
 
 
-def _rows_of_pairs(
-    bank: Tensor,
-    queries: Tensor,
-    row_P: Tensor,
-    index_P: Tensor,
-    lo: int,
-    hi: int,
-    dtype: torch.dtype,
+def _rows_of(
+    pairs: Pairs, lo: int, hi: int, dtype: torch.dtype
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Some pairs at a time: rows of ``queries`` (P,), their columns lo..hi, and the bank's (P, C).
 
     The columns of the queries are (1, C) where the pairs have one query; those of the bank are a
     copy, to be overwritten.
     """
-    alone = hi - lo >= _LONG and len(row_P) >= _MANY_PAIRS * len(queries)
+    row_P = pairs.query
+    alone = hi - lo >= _LONG and len(row_P) >= _MANY_PAIRS * len(pairs.queries)
     step = max(1, (_QUERY_BYTES if alone else _CACHE_BYTES) // (dtype.itemsize * (hi - lo)))
     runs = [slice(start, start + step) for start in range(0, max(1, len(row_P)), step)]
     if alone:  # copies of the query would take as long to make as those of its neighbours
@@ -127,20 +124,16 @@ def _rows_of_pairs(
             for start in range(first, end, step)
         ]
     for run in runs:
-        row, index = row_P[run], index_P[run].to(bank.device)
-        q = queries[:, lo:hi].index_select(0, row[:1] if alone else row).to(dtype)
-        x = bank[:, lo:hi].index_select(0, index).to(queries.device, dtype)
+        row, index = row_P[run], pairs.item[run].to(pairs.bank.device)
+        q = pairs.queries[:, lo:hi].index_select(0, row[:1] if alone else row).to(dtype)
+        x = pairs.bank[:, lo:hi].index_select(0, index).to(q.device, dtype)
         yield row, q, x
 
 
 def rank_pairs(
-    bank: Tensor,
-    queries: Tensor,
-    row_P: Tensor,
-    index_P: Tensor,
+    pairs: Pairs,
     m: int,
     norm_Q: Tensor,
-    metric: Metric,
     k: int,
     known: tuple[Tensor, Tensor] | None = None,
     weight_P: Tensor | None = None,
@@ -151,35 +144,29 @@ def rank_pairs(
     the price, only where two of a query's are closer together than that.
 
     Args:
+        pairs: those of a query by bank row.
+        norm_Q: of the queries, float64.
         known: scores that were computed before, float64, and their largest errors; each (P,).
         weight_P: for cosine 1 / |x| of the bank's rows in float32, 0 for a zero prefix, if known.
     """
-    if bank.dtype == torch.float64:
-        score_P = pair_scores(bank, queries, row_P, index_P, m, norm_Q, metric)
+    num_queries = len(pairs.queries)
+    if pairs.bank.dtype == torch.float64:
+        score_P = pair_scores(pairs, m, norm_Q)
     else:
-        score_P, error_P = known or _float32_scores(
-            bank, queries, row_P, index_P, m, norm_Q, metric, weight_P
-        )
-        close = _close_to_another(row_P, score_P, error_P, len(queries))
-        score_P[close] = pair_scores(bank, queries, row_P[close], index_P[close], m, norm_Q, metric)
-    scores, indices = best_of_each(row_P, index_P, score_P[:, None], len(queries), k)
+        score_P, error_P = known or _float32_scores(pairs, m, norm_Q, weight_P)
+        close = _close_to_another(pairs.query, score_P, error_P, num_queries)
+        score_P[close] = pair_scores(pairs[close], m, norm_Q)
+    scores, indices = best_of_each(pairs.query, pairs.item, score_P[:, None], num_queries, k)
     return scores[0], indices[0]
 
 
 def _float32_scores(
-    bank: Tensor,
-    queries: Tensor,
-    row_P: Tensor,
-    index_P: Tensor,
-    m: int,
-    norm_Q: Tensor,
-    metric: Metric,
-    weight_P: Tensor | None,
+    pairs: Pairs, m: int, norm_Q: Tensor, weight_P: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Scores from float32 products, and how far they can be from the float64 ones; both (P,)."""
     chunks: list[tuple[Tensor, ...]] = []
-    for _, q_PM, x_PM in _rows_of_pairs(bank, queries, row_P, index_P, 0, m, torch.float32):
-        if metric == "l2":
+    for _, q_PM, x_PM in _rows_of(pairs, 0, m, torch.float32):
+        if pairs.metric == "l2":
             chunks.append((sum_in_runs(x_PM.sub_(q_PM).square_()),))
         elif weight_P is None:
             chunks.append((sum_in_runs(x_PM * q_PM), sum_in_runs(x_PM.square_())))
@@ -189,11 +176,11 @@ def _float32_scores(
     if weight_P is not None:
         norm_P1 = torch.where(weight_P > 0, 1 / weight_P.double(), 0.0)[:, None]
         sums = sums[0], norm_P1.square_()
-    score_P = scores_of(sums, norm_Q[row_P, None], metric)[:, 0]
+    score_P = scores_of(sums, norm_Q[pairs.query, None], pairs.metric)[:, 0]
     # Of each factor a rounding or two, and RUN of a run's sum: relative to the product of the
     # norms for cosine (half of it again for the bank's norm), to the squared distance for l2.
     relative = 2 * (RUN + 4) * 2.0**-24
-    size_P = torch.ones_like(score_P) if metric == "cosine" else -score_P
+    size_P = torch.ones_like(score_P) if pairs.metric == "cosine" else -score_P
     return score_P, size_P * relative
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mrl.search.blocks import BankBlock
 from mrl.search.candidates import above, values_at
-from mrl.search.pairs import Metric, best_of_each, running_sums, scores_of
+from mrl.search.pairs import Metric, Pairs, best_of_each, running_sums, scores_of
 
 _MARGIN = 1e-4  # relative; on top of bounds, for the rounding of float32 norms
 _ODD = 0.5  # a bank row that has less than this part of the usual ratio is kept without a look
@@ -86,11 +86,9 @@ class Survivors:
         worst_QW = torch.empty_like(self.norm_QW)
         step = max(1, _CHUNK_NUMBERS // (self.k * len(self.stages.widths)))
         for rows in torch.arange(len(seeds_QK), device=seeds_QK.device).split(step):
-            row_P, index_P = rows.repeat_interleave(self.k), seeds_QK[rows].flatten()
-            sums = running_sums(
-                self.bank, self.queries, row_P, index_P, 0, self.stages.widths, self.metric
-            )
-            score_PW = scores_of(sums, self.norm_QW[row_P], self.metric)
+            pairs = self._pairs(rows.repeat_interleave(self.k), seeds_QK[rows].flatten())
+            sums = running_sums(pairs, 0, self.stages.widths)
+            score_PW = scores_of(sums, self.norm_QW[pairs.query], self.metric)
             worst_QW[rows] = self._distance(score_PW).view(len(rows), self.k, -1).amax(1)
         last_J = [bisect_right(self.stages.widths, end) for end in self.stages.ends]
         parts = [
@@ -98,6 +96,9 @@ class Survivors:
             for lo, hi in pairwise([0, *last_J])
         ]
         return torch.stack(parts, 1).mul_(1 + _MARGIN).add_(1e-9 * (self.metric == "cosine"))
+
+    def _pairs(self, row_P: Tensor, index_P: Tensor) -> Pairs:
+        return Pairs(self.bank, self.queries, self.metric, row_P, index_P)
 
     def _distance(self, score: Tensor) -> Tensor:
         return 1 - score if self.metric == "cosine" else -score
@@ -141,12 +142,12 @@ class Survivors:
         self.found = []
         order = index.argsort(stable=True)
         order = order[row[order].argsort(stable=True)]  # by query, bank rows ascending
-        row, index, norm = row[order], index[order], norm[order]
+        pairs, norm = self._pairs(row[order], index[order]), norm[order]
         results = []
-        for first, last in self._groups(row):
-            lo, hi = torch.searchsorted(row, torch.tensor([first, last], device=row.device))
-            chunk = slice(int(lo), int(hi))
-            results.append(self._rank(row[chunk], index[chunk], norm[chunk], first, last))
+        for first, last in self._groups(pairs.query):
+            ends = torch.tensor([first, last], device=row.device)
+            chunk = slice(*torch.searchsorted(pairs.query, ends).tolist())
+            results.append(self._rank(pairs[chunk], norm[chunk], first, last))
         scores, indices = zip(*results, strict=True)
         return torch.cat(scores, 1), torch.cat(indices, 1)
 
@@ -162,32 +163,29 @@ class Survivors:
             pairs += count
         yield first, len(counts)
 
-    def _rank(
-        self, row: Tensor, index: Tensor, norm: Tensor, first: int, last: int
-    ) -> tuple[Tensor, Tensor]:
+    def _rank(self, pairs: Pairs, norm: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
         """:meth:`ranked` for the queries first..last, whose pairs these are."""
-        bank, queries, metric = self.bank, self.queries, self.metric
         shape = (len(self.stages.widths), last - first, self.k)
         scores = norm.new_empty(shape, dtype=torch.float64)
-        indices = index.new_empty(shape)
-        sums = running_sums(bank, queries, row, index, 0, [self.stages.start], metric)
+        indices = pairs.item.new_empty(shape)
+        sums = running_sums(pairs, 0, [self.stages.start])
         at, sums = self.stages.start, tuple(part[:, 0] for part in sums)
-        most_widths = max(1, _CHUNK_NUMBERS // (4 * len(row)))
+        most_widths = max(1, _CHUNK_NUMBERS // (4 * len(pairs)))
         for j, stops, is_new in self.stages.runs(most_widths):
             if is_new:
-                keep = self._within_reach(row, sums, norm, j)
-                row, index, norm = row[keep], index[keep], norm[keep]
+                keep = self._within_reach(pairs.query, sums, norm, j)
+                pairs, norm = pairs[keep], norm[keep]
                 sums = tuple(part[keep] for part in sums)
-            several = running_sums(bank, queries, row, index, at, stops, metric, sums)
+            several = running_sums(pairs, at, stops, sums)
             at, sums = stops[-1], tuple(part[:, -1] for part in several)
             # The last of the stops may be the end of a stage that nobody asked for.
             done = bisect_right(self.stages.widths, at)
             w = slice(done - len(stops) + (self.stages.widths[done - 1] != at), done)
             if w.start < w.stop:
                 some = tuple(part[:, : w.stop - w.start] for part in several)
-                score_PW = scores_of(some, self.norm_QW[:, w][row], metric)
+                score_PW = scores_of(some, self.norm_QW[:, w][pairs.query], self.metric)
                 scores[w], indices[w] = best_of_each(
-                    row - first, index, score_PW, last - first, self.k
+                    pairs.query - first, pairs.item, score_PW, last - first, self.k
                 )
         return scores, indices
 

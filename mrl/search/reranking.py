@@ -10,7 +10,7 @@ from torch import Tensor
 from mrl.nesting import check_granularities
 from mrl.search.checks import check_rows
 from mrl.search.inputs import Matrix, as_pair, check_count, check_metric
-from mrl.search.pairs import MIN_NORM, Metric, pair_scores
+from mrl.search.pairs import MIN_NORM, Metric, Pairs, pair_scores
 from mrl.search.threads import workers
 
 _BLOCK, _CUDA_BLOCK = 128, 512  # queries that a thread takes at once
@@ -138,15 +138,8 @@ def _ranked(
     slack_N1 = (4 * bank_BM.shape[1] + 40) * _UNIT * size_N1.to(value_NK) + _TINY
     row_P, column_P = ((value_NK >= last_N1 - slack_N1) & ~none_NK).nonzero(as_tuple=True)
     score_NK = torch.full(index_NK.shape, -torch.inf, dtype=torch.float64, device=bank_BM.device)
-    score_NK[row_P, column_P] = pair_scores(
-        bank_BM,
-        queries_NM,
-        row_P,
-        index_NK[row_P, column_P],
-        bank_BM.shape[1],
-        norm_N1[:, 0],
-        metric,
-    )
+    near = Pairs(bank_BM, queries_NM, metric, row_P, index_NK[row_P, column_P])
+    score_NK[row_P, column_P] = pair_scores(near, bank_BM.shape[1], norm_N1[:, 0])
     score_NK, order_NK = score_NK.sort(dim=1, descending=True, stable=True)
     return score_NK[:, :k], index_NK.gather(1, order_NK[:, :k])
 

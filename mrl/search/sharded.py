@@ -12,7 +12,7 @@ from torch import Tensor
 from mrl.distributed import gather_objects
 from mrl.search.inputs import Matrix, as_pair, check_count
 from mrl.search.knn import float64_knn, in_units_of
-from mrl.search.pairs import Metric, pair_scores
+from mrl.search.pairs import Metric, Pairs, pair_scores
 from mrl.search.refine import prefix_norms
 
 
@@ -91,7 +91,7 @@ def _exact_scores(
     row_P = torch.arange(len(queries), device=queries.device)
     row_P = row_P.repeat_interleave(index_GQK.shape[2])
     scores = [
-        pair_scores(bank, queries, row_P, index_QK.flatten(), m, norm_QG[:, g], metric)
+        pair_scores(Pairs(bank, queries, metric, row_P, index_QK.flatten()), m, norm_QG[:, g])
         for g, (m, index_QK) in enumerate(zip(granularities, index_GQK, strict=True))
     ]
     return torch.stack(scores).view(index_GQK.shape)
