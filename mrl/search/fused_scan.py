@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mrl.search.blocks import MOST_COLUMNS, BankBlock, exact_columns
 
-# Not tuned: the kernel was compiled for Hopper, and run in Triton's interpreter only.
+# Not tuned: the kernel was compiled for GPUs, and run in Triton's interpreter only.
 TILE_QUERIES, TILE_ROWS = 128, 256
 FLOAT_STEP, HALF_STEP = 16, 64  # columns multiplied at once, in float32 and in bfloat16
 TILES_DOWN = 8  # tiles of queries that share a tile of the bank while it is in the cache

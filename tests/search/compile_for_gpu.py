@@ -1,6 +1,7 @@
-"""Prints what the kernel of the scan becomes on a Hopper GPU, without having one.
+"""Prints what the kernel of the scan becomes on a GPU, without having one.
 
-``python tests/search/compile_for_hopper.py cosine``: the assembly, and what it needs of the chip.
+``python tests/search/compile_for_gpu.py cosine 90``: the assembly for compute capability 9.0,
+and what it needs of the chip.
 """
 
 import subprocess
@@ -18,7 +19,7 @@ TYPES = {"q32": "*fp32", "x32": "*fp32", "weight": "*fp32", "top": "*fp32", "wid
 TYPES |= {"q16": "*bf16", "x16": "*bf16"}
 
 
-def main(metric: str) -> None:
+def main(metric: str, capability: int) -> None:
     kernel = fused_scan._group_maxima
     constants = {
         "IS_L2": metric == "l2",
@@ -41,7 +42,7 @@ def main(metric: str) -> None:
         kernel, signature, {(names.index(n),): value for n, value in constants.items()}, aligned
     )
     options = {"num_warps": fused_scan.WARPS, "num_stages": fused_scan.STAGES}
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     print(compiled.asm["ptx"])
     print("shared memory:", compiled.metadata.shared)
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -53,4 +54,4 @@ def main(metric: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))
