@@ -10,8 +10,8 @@ normalising; the ratio is to the searches with all of it, as ours begins with th
 the indices differ, the distances decide, in float64, who is right.
 adaptive: 16 -> 2048 with a shortlist of 200, over a float16 bank in a file, against exact search at
 2048 by FAISS's flat index, block by block, and by nested_knn; mAP@10 with the clusters as classes.
-hnsw: the same with HNSW32 over the 16-d prefix, against HNSW32 over all 2048, which looks about as
-far by default (efSearch 16) or for as many as the shortlist has; the paper does not give its own.
+hnsw: the same with HNSW32 over the 16-d prefix, against HNSW32 over all 2048, with FAISS's default
+efSearch of 16 and with that of the short list, 200 (the paper does not say which it used).
 memory: what nested_knn takes at most beyond the bank and the queries, in a process of its own.
 
 Rounds take turns, so that a busy machine slows all; shown are medians, ratios are medians of the
