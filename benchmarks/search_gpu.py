@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mrl
 from benchmarks.machine import matrix_peak, processor, synchronize
-from mrl.search.scan import kernel_works
+from mrl.search.block_values import kernel_works
 
 D, CLUSTERS, NOISE, DECAY = 2048, 1000, 0.6, 0.5  # column j is scaled by j^-DECAY
 TARGET = 5.0  # seconds of kernels, on an H200

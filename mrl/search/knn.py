@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 
 from mrl.nesting import check_granularities
+from mrl.search.block_values import BlockValues, kernel_works
 from mrl.search.blocks import exact_columns
 from mrl.search.checks import check_rows
 from mrl.search.inputs import Matrix, as_pair, check_count, check_metric
 from mrl.search.pairs import Metric
-from mrl.search.scan import Search, kernel_works
+from mrl.search.scan import Search
 from mrl.search.scan_plan import choose_plan
 from mrl.search.threads import workers
 
@@ -113,17 +114,9 @@ def float64_knn(
         exact = exact_columns(widths, bf16=True)
         bounds = check_rows("bank", bank, widths, nonzero=nonzero, workers=pool, exact=exact)
         plan = choose_plan(bank, queries, widths, k, metric)
-        search = Search(
-            bank,
-            queries.device,
-            k,
-            metric,
-            max_bytes,
-            plan.bf16,
-            bounds,
-            pool,
-            kernel=kernel_works(queries.device),
-        )
+        device = queries.device
+        values = BlockValues(device, bf16=plan.bf16, kernel=kernel_works(device))
+        search = Search(bank, device, k, metric, max_bytes, values, bounds, pool)
         batches = search.batches(queries, widths, plan.start)
         with _bar(
             progress, len(batches) * (1 if plan.start is None else 2) * len(bank)

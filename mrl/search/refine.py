@@ -16,14 +16,13 @@ Shapes: B bank rows of a block, Q queries, W widths, J stages, P pairs, K neighb
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from mrl.search.blocks import BankBlock
-from mrl.search.candidates import above, values_at
+from mrl.search.candidates import ValuesOf, above
 from mrl.search.pairs import Metric, Pairs, best_of_each, running_sums, scores_of
 
 _MARGIN = 1e-4  # relative; on top of bounds, for the rounding of float32 norms
@@ -120,10 +119,10 @@ class Survivors:
         bound_Q = self.norm_Q * (1 - limit_QJ.amax(1))
         return bound_Q.nan_to_num(nan=-torch.inf).float() - error_Q, odd_B
 
-    def offer(self, value_QEH: Tensor, block: BankBlock, error_Q: Tensor) -> None:
+    def offer(self, top_QH: Tensor, values_of: ValuesOf, block: BankBlock, error_Q: Tensor) -> None:
         """Take what the bound leaves over of a block, given its values at ``start``."""
         bound_Q, odd_B = self.bound(block, error_Q)
-        row, column, _ = above(value_QEH.amax(1), partial(values_at, value_QEH), bound_Q)
+        row, column, _ = above(top_QH, values_of, bound_Q)
         row, column = row[column < len(block)], column[column < len(block)]
         if odd_B is not None and bool(odd_B.any()):
             usual = ~odd_B[column]

@@ -3,38 +3,27 @@
 Shapes: B bank rows of a block, Q queries, D embedding width, G widths, K neighbours.
 """
 
-import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import partial
-from importlib.util import find_spec
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from math import ceil, inf, sqrt
 
 import torch
 from torch import Tensor
 
-from mrl.search.blocks import BankBlock, add_products, exact_columns
-from mrl.search.candidates import (
-    CandidatePool,
-    ValuesOf,
-    filter_error,
-    relative_error,
-    values_at,
-)
+from mrl.search.block_values import BlockValues
+from mrl.search.blocks import BankBlock, exact_columns
+from mrl.search.candidates import CandidatePool, filter_error, relative_error
 from mrl.search.checks import RowBounds
 from mrl.search.pairs import Metric
 from mrl.search.refine import Stages, Survivors, prefix_norms
 
-_MAX_GROUP = 64  # columns whose maximum is looked at first
 # At most, where the memory allows it. On a GPU each step must be worth starting.
 _BLOCK_ROWS, _CHUNK_QUERIES, _BATCH_QUERIES = 2048, 256, 2048
 _CUDA_BLOCK_ROWS, _CUDA_CHUNK_QUERIES, _CUDA_BATCH_QUERIES = 2**16, 2**13, 2**16  # not tuned
-# Of a group, at least (smaller ones would spare little memory) and at most.
-_KERNEL_MEMBERS = 8, 32
 _SAMPLE = 7  # one of so many bank rows; a prime, as classes may take turns in a bank
+_GUESSED_GROUPS = 32  # pairs of them in a block, at least
 _GUESS_FROM = 64  # neighbours; for fewer a guess saves less than it costs
 _NEIGHBOUR_BYTES = 34  # of one of k: value, index and weight of about twice as many; sorting
 _WIDTH_BYTES = 32  # of a query at one width: norms, and distances that are of interest
@@ -53,12 +42,10 @@ class Search:
     k: int
     metric: Metric
     max_bytes: int
-    bf16: bool  # multiply wide runs of columns in bfloat16
+    values: BlockValues
     bounds: RowBounds
     workers: ThreadPoolExecutor
-    kernel: bool = False  # where it can be: multiply and compare in one step
     bar: Callable[[int], object] = lambda rows: None
-    scratch: threading.local = field(default_factory=threading.local)
 
     def batches(
         self, queries: Tensor, widths: Sequence[int], start: int | None
@@ -95,11 +82,8 @@ class Search:
         def visit(i: int, block: BankBlock) -> None:
             if survivors[i].too_many:
                 return
-            inner_QB, product_QB, value_QB, group = self._arrays(len(chunks[i]), len(block), 1)
-            inner_QB.zero_()
-            add_products(inner_QB, product_QB, floats[i], halves[i], block, 0, start)
-            block.values(inner_QB, 0, out=value_QB[:, : len(block)])
-            survivors[i].offer(value_QB.view(len(inner_QB), group, -1), block, errors[i])
+            ((top_QH, values_of),) = self.values.of(floats[i], halves[i], block, [start], 1)
+            survivors[i].offer(top_QH, values_of, block, errors[i])
 
         # Only cosine needs the rest of the rows: their norms.
         needed = [start, *stages.ends] if self.metric == "cosine" else [start]
@@ -117,12 +101,7 @@ class Search:
     def _chunks(self, queries: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
         """The queries in equal parts, as many for each thread, to be scanned at these widths."""
         threads = self.workers._max_workers
-        rows = self._block_rows(widths)
-        members = self._members(rows, widths, 2 * self.k)
-        a_query = 12 * rows
-        if members is not None:  # then only short blocks, as the last may be, are done without
-            a_query = min(a_query, 24 * self.k * _KERNEL_MEMBERS[0])
-            a_query = max(a_query, 4 * len(widths) * ceil(rows / members))
+        a_query = self.values.bytes_of_query(self._block_rows(widths), widths, 2 * self.k)
         most = _CUDA_CHUNK_QUERIES if self.device.type == "cuda" else _CHUNK_QUERIES
         most = max(1, min(most, self.max_bytes // 4 // (a_query * threads)))
         return _equal_parts(queries, -(-len(queries) // (most * threads)) * threads)
@@ -132,7 +111,7 @@ class Search:
     ) -> tuple[list[Tensor], list[Tensor | None]]:
         """The first columns in float32, and in bfloat16 if products use it."""
         floats = [chunk[:, :columns].float() for chunk in chunks]
-        return floats, [x.bfloat16() if self.bf16 else None for x in floats]
+        return floats, [x.bfloat16() if self.values.bf16 else None for x in floats]
 
     def _nearest(
         self, chunks: Sequence[Tensor], widths: Sequence[int], *, guess: bool = True
@@ -184,52 +163,22 @@ class Search:
         )
         floats, halves = self._converted(chunks, widths[-1])
 
-        # A guess does without many groups: without one, maxima of k groups are the first bound.
-        num_groups = 2 * (min(self.k, _MAX_GROUP // 2) if guessed else self.k)
+        # Without a guess the maxima of k groups are the first bound.
+        num_groups = 2 * (min(self.k, _GUESSED_GROUPS) if guessed else self.k)
 
         def visit(i: int, block: BankBlock) -> None:
-            members = self._members(len(block), widths, num_groups)
-            operands = floats[i], halves[i], block, widths
-            found = (
-                self._values(*operands, num_groups)
-                if members is None
-                else _kernel_values(*operands, members)
-            )
+            found = self.values.of(floats[i], halves[i], block, widths, num_groups)
             for g, (pool, (top_QH, values_of)) in enumerate(zip(pools[i], found, strict=True)):
                 pool.offer(top_QH, values_of, block, g)
 
         self._stream(chunks, widths, visit, products=widths)
         return pools
 
-    def _values(
-        self,
-        q_QC: Tensor,
-        half_QC: Tensor | None,
-        block: BankBlock,
-        widths: Sequence[int],
-        num_groups: int,
-    ) -> Iterator[tuple[Tensor, ValuesOf]]:
-        """The filter's values of a block at one width after the other, as :func:`above` wants."""
-        inner_QB, product_QB, value_QB, group = self._arrays(len(q_QC), len(block), num_groups)
-        inner_QB.zero_()
-        for g, (lo, hi) in enumerate(pairwise([0, *widths])):
-            add_products(inner_QB, product_QB, q_QC, half_QC, block, lo, hi)
-            block.values(inner_QB, g, out=value_QB[:, : len(block)])
-            value_QEH = value_QB.view(len(inner_QB), group, -1)
-            yield value_QEH.amax(1), partial(values_at, value_QEH)
-
-    def _members(self, rows: int, widths: Sequence[int], num_groups: int) -> int | None:
-        """Of each group of a block that goes through the kernel; None: this one does not."""
-        least, most = _KERNEL_MEMBERS
-        members = min(most, 1 << (_group(rows, num_groups).bit_length() - 1))
-        usable = self.kernel and members >= least and exact_columns(widths, self.bf16) < inf
-        return members if usable else None
-
     def _empty_pools(
         self, widths: Sequence[int], chunk: Tensor, guesses: Sequence[Tensor | None]
     ) -> list[CandidatePool]:
         norm_QG = prefix_norms(chunk, widths)
-        precise_to = exact_columns(widths, self.bf16) if self.metric == "cosine" else 0
+        precise_to = exact_columns(widths, self.values.bf16) if self.metric == "cosine" else 0
         return [
             CandidatePool(
                 self.bank,
@@ -246,7 +195,7 @@ class Search:
         ]
 
     def _error(self, m: int, widths: Sequence[int], queries: Tensor, norm_Q: Tensor) -> Tensor:
-        exact = exact_columns(widths, self.bf16)
+        exact = exact_columns(widths, self.values.bf16)
         return filter_error(m, widths, exact, queries, norm_Q, self.bounds, self.metric)
 
     def _survivors(
@@ -280,7 +229,7 @@ class Search:
                 self.metric,
                 self.device,
                 products=products,
-                bf16=self.bf16,
+                bf16=self.values.bf16,
             )
 
         starts = range(0, len(self.bank), size)
@@ -292,48 +241,6 @@ class Search:
             for _ in self.workers.map(visit, range(len(chunks)), [block] * len(chunks)):
                 pass
             self.bar(len(block))
-
-    def _arrays(
-        self, num_queries: int, rows: int, num_groups: int
-    ) -> tuple[Tensor, Tensor, Tensor, int]:
-        """This thread's arrays: two of inner products (Q, B), values (Q, groups x columns).
-
-        The values are padded to whole groups, by columns that can win nothing.
-        """
-        group = _group(rows, num_groups)
-        shape = (num_queries, rows, -(-rows // group) * group)
-        if getattr(self.scratch, "shape", None) != shape:
-            self.scratch.shape = shape
-            self.scratch.inner = torch.empty(shape[:2], device=self.device)
-            self.scratch.product = torch.empty_like(self.scratch.inner)
-            self.scratch.values = torch.full((shape[0], shape[2]), -torch.inf, device=self.device)
-        return self.scratch.inner, self.scratch.product, self.scratch.values, group
-
-
-def _kernel_values(
-    q_QC: Tensor,
-    half_QC: Tensor | None,
-    block: BankBlock,
-    widths: Sequence[int],
-    members: int,
-) -> Iterator[tuple[Tensor, ValuesOf]]:
-    """As :meth:`Search._values`, without ever having all of them."""
-    from mrl.search import fused_scan  # needs Triton
-
-    assert half_QC is not None
-    top_GQH = fused_scan.group_maxima(q_QC, half_QC, block, widths, members)
-    for g, (m, top_QH) in enumerate(zip(widths, top_GQH, strict=True)):
-        yield top_QH, partial(fused_scan.values_of_groups, q_QC, block, g, m, members)
-
-
-def kernel_works(device: torch.device) -> bool:
-    """Whether blocks can go through :mod:`mrl.search.fused_scan` there."""
-    return device.type == "cuda" and find_spec("triton") is not None
-
-
-def _group(rows: int, num_groups: int) -> int:
-    """Members of a group, where there should be so many groups at least."""
-    return max(1, min(_MAX_GROUP, rows // num_groups))
 
 
 def _equal_parts(queries: Tensor, parts: int) -> tuple[Tensor, ...]:
