@@ -77,29 +77,6 @@ def nested_knn(
             all-zero prefixes; for k outside 1..B, empty or mismatched sets, bad granularities.
         TypeError: if the two are not floating-point tensors or arrays of one dtype.
     """
-    scores, indices = float64_knn(
-        bank, queries, granularities, k, metric, max_bytes, allow_zero, progress
-    )
-    return in_units_of(metric, scores, queries.dtype), indices
-
-
-def in_units_of(metric: Metric, score: Tensor, dtype: torch.dtype | np.dtype) -> Tensor:
-    """Float64 scores, larger is nearer, as they are given out: distances for l2, in float32."""
-    score = -score if metric == "l2" else score
-    return score if dtype in (torch.float64, np.float64) else score.float()
-
-
-def float64_knn(
-    bank: Matrix,
-    queries: Matrix,
-    granularities: Sequence[int],
-    k: int,
-    metric: Metric,
-    max_bytes: int | None,
-    allow_zero: bool,
-    progress: bool,
-) -> tuple[Tensor, Tensor]:
-    """:func:`nested_knn` before its scores are rounded; larger is nearer for l2, too."""
     bank, queries = as_pair(bank, queries, one_device=False)
     check_metric(metric)
     check_count("k", k, len(bank), "the rows of the bank")
@@ -118,17 +95,28 @@ def float64_knn(
         values = BlockValues(device, bf16=plan.bf16, kernel=kernel_works(device))
         search = Search(bank, device, k, metric, max_bytes, values, bounds, pool)
         batches = search.batches(queries, widths, plan.start)
-        with _bar(
-            progress, len(batches) * (1 if plan.start is None else 2) * len(bank)
-        ) as search.bar:
-            found = [
-                search.scan(batch, widths)
-                if plan.start is None
-                else search.refine(batch, widths, plan.start)
-                for batch in batches
-            ]
-    scores, indices = zip(*found, strict=True)
-    return torch.cat(scores, 1), torch.cat(indices, 1)
+        scores = queries.new_empty(
+            len(widths), len(queries), k, dtype=torch.promote_types(queries.dtype, torch.float32)
+        )
+        indices = torch.empty_like(scores, dtype=torch.int64)
+        passes = len(batches) * (1 if plan.start is None else 2)
+        with _bar(progress, passes * len(bank)) as search.bar:
+            first = 0
+            for batch in batches:
+                rows = slice(first, first := first + len(batch))
+                found, indices[:, rows] = (
+                    search.scan(batch, widths)
+                    if plan.start is None
+                    else search.refine(batch, widths, plan.start)
+                )
+                scores[:, rows] = in_units_of(metric, found, queries.dtype)
+    return scores, indices
+
+
+def in_units_of(metric: Metric, score: Tensor, dtype: torch.dtype | np.dtype) -> Tensor:
+    """Float64 scores, larger is nearer, as they are given out: distances for l2, in float32."""
+    score = -score if metric == "l2" else score
+    return score if dtype in (torch.float64, np.float64) else score.float()
 
 
 def _default_bytes(device: torch.device) -> int:

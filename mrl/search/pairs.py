@@ -93,21 +93,22 @@ def pair_scores(pairs: Pairs, m: int, norm_Q: Tensor) -> Tensor:
     For cosine both are normalised before they are multiplied, so that parallel rows along an axis,
     which ReLU makes many of at small widths, score exactly the same.
     """
-    chunks = []
-    for row, q_PM, x_PM in _rows_of(pairs, 0, m, torch.float64):
+    score_P = norm_Q.new_empty(len(pairs))
+    for run, q_PM, x_PM in _rows_of(pairs, 0, m, torch.float64):
         if pairs.metric == "l2":
-            chunks.append(x_PM.sub_(q_PM).square_().sum(1).neg_())
+            score_P[run] = x_PM.sub_(q_PM).square_().sum(1).neg_()
             continue
-        norm_P, size_P = norm_Q[row], x_PM.square().sum(1).sqrt_()
-        score_P = x_PM.div_(size_P[:, None]).mul_(q_PM / norm_P[: len(q_PM), None]).sum(1)
-        chunks.append(score_P.masked_fill_((size_P < MIN_NORM) | (norm_P < MIN_NORM), 0.0))
-    return torch.cat(chunks)
+        norm_P, size_P = norm_Q[pairs.query[run]], x_PM.square().sum(1).sqrt_()
+        cosine_P = x_PM.div_(size_P[:, None]).mul_(q_PM / norm_P[: len(q_PM), None]).sum(1)
+        zero_P = (size_P < MIN_NORM) | (norm_P < MIN_NORM)
+        score_P[run] = cosine_P.masked_fill_(zero_P, 0.0)
+    return score_P
 
 
 def _rows_of(
     pairs: Pairs, lo: int, hi: int, dtype: torch.dtype
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Some pairs at a time: rows of ``queries`` (P,), their columns lo..hi, and the bank's (P, C).
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Some pairs at a time: which, columns lo..hi of their queries (P, C), and of the bank's rows.
 
     The columns of the queries are (1, C) where the pairs have one query; those of the bank are a
     copy, to be overwritten.
@@ -127,7 +128,7 @@ def _rows_of(
         row, index = row_P[run], pairs.item[run].to(pairs.bank.device)
         q = pairs.queries[:, lo:hi].index_select(0, row[:1] if alone else row).to(dtype)
         x = pairs.bank[:, lo:hi].index_select(0, index).to(q.device, dtype)
-        yield row, q, x
+        yield run, q, x
 
 
 def rank_pairs(
@@ -164,18 +165,19 @@ def _float32_scores(
     pairs: Pairs, m: int, norm_Q: Tensor, weight_P: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Scores from float32 products, and how far they can be from the float64 ones; both (P,)."""
-    chunks: list[tuple[Tensor, ...]] = []
-    for _, q_PM, x_PM in _rows_of(pairs, 0, m, torch.float32):
+    # Memory for all at once: small results between large arrays keep these from being given back.
+    inner_P1, square_P1 = norm_Q.new_empty(2, len(pairs), 1)
+    for run, q_PM, x_PM in _rows_of(pairs, 0, m, torch.float32):
         if pairs.metric == "l2":
-            chunks.append((sum_in_runs(x_PM.sub_(q_PM).square_()),))
+            square_P1[run, 0] = sum_in_runs(x_PM.sub_(q_PM).square_())
         elif weight_P is None:
-            chunks.append((sum_in_runs(x_PM * q_PM), sum_in_runs(x_PM.square_())))
+            inner_P1[run, 0] = sum_in_runs(x_PM * q_PM)
+            square_P1[run, 0] = sum_in_runs(x_PM.square_())
         else:
-            chunks.append((sum_in_runs(x_PM.mul_(q_PM)),))
-    sums = tuple(torch.cat(part)[:, None] for part in zip(*chunks, strict=True))
+            inner_P1[run, 0] = sum_in_runs(x_PM.mul_(q_PM))
     if weight_P is not None:
-        norm_P1 = torch.where(weight_P > 0, 1 / weight_P.double(), 0.0)[:, None]
-        sums = sums[0], norm_P1.square_()
+        square_P1[:, 0] = torch.where(weight_P > 0, 1 / weight_P.double(), 0.0).square_()
+    sums = (square_P1,) if pairs.metric == "l2" else (inner_P1, square_P1)
     score_P = scores_of(sums, norm_Q[pairs.query, None], pairs.metric)[:, 0]
     # Of each factor a rounding or two, and RUN of a run's sum: relative to the product of the
     # norms for cosine (half of it again for the bank's norm), to the squared distance for l2.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mrl.distributed import gather_objects
 from mrl.search.inputs import Matrix, as_pair, check_count
-from mrl.search.knn import float64_knn, in_units_of
+from mrl.search.knn import in_units_of, nested_knn
 from mrl.search.pairs import Metric, Pairs, pair_scores
 from mrl.search.refine import prefix_norms
 
@@ -49,15 +49,15 @@ def sharded_knn(
     fault = None
     try:
         if len(bank_part):
-            _, indices = float64_knn(
+            _, indices = nested_knn(
                 bank_part,
                 queries,
                 granularities,
                 min(k, len(bank_part)),
                 metric,
-                max_bytes,
-                allow_zero,
-                progress and rank == 0,
+                max_bytes=max_bytes,
+                allow_zero=allow_zero,
+                progress=progress and rank == 0,
             )
             scores = _exact_scores(bank_part, queries, granularities, indices, metric)
             found = scores.cpu(), indices.cpu() + sum(sizes[:rank])
