@@ -23,8 +23,9 @@ from mrl.search.refine import Stages, Survivors, prefix_norms
 _BLOCK_ROWS, _CHUNK_QUERIES, _BATCH_QUERIES = 2048, 256, 2048
 _CUDA_BLOCK_ROWS, _CUDA_CHUNK_QUERIES, _CUDA_BATCH_QUERIES = 2**16, 2**13, 2**16  # not tuned
 _SAMPLE = 7  # one of so many bank rows; a prime, as classes may take turns in a bank
-_GUESSED_GROUPS = 32  # pairs of them in a block, at least
 _GUESS_FROM = 64  # neighbours; for fewer a guess saves less than it costs
+# Groups of a block's values, where a guess is the first bound; without one twice the neighbours.
+_GROUPS_WITH_GUESS = 64
 _NEIGHBOUR_BYTES = 34  # of one of k: value, index and weight of about twice as many; sorting
 _WIDTH_BYTES = 32  # of a query at one width: norms, and distances that are of interest
 _PAIR_BYTES = 64  # of a survivor, with what is computed from it
@@ -164,7 +165,7 @@ class Search:
         floats, halves = self._converted(chunks, widths[-1])
 
         # Without a guess the maxima of k groups are the first bound.
-        num_groups = 2 * (min(self.k, _GUESSED_GROUPS) if guessed else self.k)
+        num_groups = min(2 * self.k, _GROUPS_WITH_GUESS) if guessed else 2 * self.k
 
         def visit(i: int, block: BankBlock) -> None:
             found = self.values.of(floats[i], halves[i], block, widths, num_groups)
