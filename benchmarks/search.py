@@ -33,8 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mrl
 from benchmarks.machine import forget_peak, matrix_peak, processor, resident_bytes
-from benchmarks.search_data import QUERIES, STAGED, D, clustered
-from benchmarks.search_exact import NESTED, NINE, data_of, nested_rows
+from benchmarks.search_data import QUERIES, STAGED, D, clustered, data_of
+from benchmarks.search_exact import NESTED, NINE, nested_rows
 from benchmarks.search_staged import adaptive, hnsw
 
 CPU = torch.device("cpu")

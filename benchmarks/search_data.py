@@ -1,5 +1,6 @@
 """What the benchmarks of search look through, and how they are timed."""
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -28,6 +29,10 @@ class Data(NamedTuple):
 # Of the searches in stages: what tells the clusters apart is mostly in the first columns, as in an
 # embedding that was trained so; 16 of them alone still have a clearly lower mAP.
 STAGED = Data(1000, 0.35, 1.5)
+
+
+def data_of(args: argparse.Namespace) -> Data:
+    return Data(args.clusters, args.noise, args.decay)
 
 
 def clustered(items: int, data: Data) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:

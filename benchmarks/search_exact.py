@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import mrl
-from benchmarks.search_data import D, Data, clustered, ratio, timed
+from benchmarks.search_data import D, clustered, data_of, ratio, timed
 from mrl.search.pairs import Pairs, pair_scores
 from mrl.search.refine import prefix_norms
 
@@ -120,7 +120,3 @@ def agreement(
             raise AssertionError(f"FAISS found nearer neighbours at width {m}")
     share = 100 * float((~differing).double().mean())
     return f"{share:.4g} %" + ("; where not, ours are as near or nearer" if differing.any() else "")
-
-
-def data_of(args: argparse.Namespace) -> Data:
-    return Data(args.clusters, args.noise, args.decay)

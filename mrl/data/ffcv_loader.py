@@ -166,8 +166,8 @@ class FFCVLoader:
 class _Memory:
     """Float32 batches, each of its own memory, which the caller may keep for as long as it likes.
 
-    What it has let go of is used again: up to a third of the time at 224 px went into the kernel,
-    which clears fresh memory page by page.
+    What it has let go of is used again: over a quarter of the time at 224 px went into the
+    operating system, which clears fresh memory page by page.
     """
 
     def __init__(self, most: int) -> None:

@@ -54,10 +54,17 @@ class BlockValues:
             num_groups: at least, where the block has that many rows.
         """
         members = self._kernel_members(len(block), widths, num_groups)
-        if members is None:
-            return self._by_products(q_QC, half_QC, block, widths, num_groups)
-        assert half_QC is not None
-        return _by_kernel(q_QC, half_QC, block, widths, members)
+        if members is not None and half_QC is not None:
+            yield from _by_kernel(q_QC, half_QC, block, widths, members)
+            return
+        members = _members(len(block), num_groups)
+        inner_QB, product_QB, value_QB = self._arrays(len(q_QC), len(block), members)
+        inner_QB.zero_()
+        for g, (lo, hi) in enumerate(pairwise([0, *widths])):
+            add_products(inner_QB, product_QB, q_QC, half_QC, block, lo, hi)
+            block.values(inner_QB, g, out=value_QB[:, : len(block)])
+            value_QEH = value_QB.view(len(q_QC), members, -1)
+            yield value_QEH.amax(1), partial(values_at, value_QEH)
 
     def bytes_of_query(self, rows: int, widths: Sequence[int], num_groups: int) -> int:
         """About how much memory a query takes with a block of so many rows."""
@@ -75,23 +82,6 @@ class BlockValues:
         if not usable or members < _KERNEL_LEAST_MEMBERS:
             return None
         return min(members, _KERNEL_MOST_MEMBERS)
-
-    def _by_products(
-        self,
-        q_QC: Tensor,
-        half_QC: Tensor | None,
-        block: BankBlock,
-        widths: Sequence[int],
-        num_groups: int,
-    ) -> Iterator[tuple[Tensor, ValuesOf]]:
-        members = _members(len(block), num_groups)
-        inner_QB, product_QB, value_QB = self._arrays(len(q_QC), len(block), members)
-        inner_QB.zero_()
-        for g, (lo, hi) in enumerate(pairwise([0, *widths])):
-            add_products(inner_QB, product_QB, q_QC, half_QC, block, lo, hi)
-            block.values(inner_QB, g, out=value_QB[:, : len(block)])
-            value_QEH = value_QB.view(len(q_QC), members, -1)
-            yield value_QEH.amax(1), partial(values_at, value_QEH)
 
     def _arrays(self, num_queries: int, rows: int, members: int) -> tuple[Tensor, Tensor, Tensor]:
         """This thread's arrays: two of inner products (Q, B), values (Q, E x H).

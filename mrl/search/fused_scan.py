@@ -1,9 +1,9 @@
 """The scan of a block on a GPU in one kernel: inner products never leave the chip.
 
 In plain PyTorch the inner products of a block of queries x bank go to the GPU's memory and back at
-every width, which takes longer than to compute them.  Here each program keeps those of one tile in
-registers through all widths, and writes out only the largest value of each group of bank rows.  The
-few groups that reach their query's bound are computed once more.
+every width: by reckoning, that takes longer than to compute them.  Here each program keeps those of
+one tile in registers through all widths, and writes out only the largest value of each group of
+bank rows.  The few groups that reach their query's bound are computed once more.
 
 Shapes: B bank rows of a block, Q queries, C columns, G widths; a query's values are H groups of E
 members, as in :mod:`mrl.search.candidates`: column ``member * H + group``.  P groups picked.
