@@ -74,8 +74,8 @@ class FFCVLoader:
         self.beton, self.dataset, self.plan = dataset.beton, dataset, plan
         self.image_size, self.size_at, self.flip = image_size, size_at, flip
         ffcv = _import_ffcv()
-        self.threads = min(max(threads, 1), ffcv.numba.config.NUMBA_NUM_THREADS)
-        self.set_threads = ffcv.numba.set_num_threads
+        self.numba = ffcv.numba
+        self.threads = min(max(threads, 1), self.numba.config.NUMBA_NUM_THREADS)
         kind = ffcv.caches.OSCacheManager if os_cache else ffcv.caches.ProcessCacheManager
         self.cache = kind(ffcv.reader.Reader(str(self.beton.path)))
         self.by_pages = self._by_pages(ffcv) if quasi_random and plan.train else None
@@ -94,7 +94,7 @@ class FFCVLoader:
             return
         images = self.dataset.images
         # One thread, since the cache wants the batches in order; its decoding uses all `threads`.
-        pool = ThreadPoolExecutor(1, initializer=self.set_threads, initargs=(self.threads,))
+        pool = ThreadPoolExecutor(1, initializer=self._set_up_thread)
         context = self.cache.schedule_epoch([images[rows] for rows in steps])
         with context, pool:
             pending: deque[Future[Batch]] = deque()
@@ -107,6 +107,12 @@ class FFCVLoader:
                     yield pending.popleft().result()
             finally:
                 pool.shutdown(cancel_futures=True)
+
+    def _set_up_thread(self) -> None:
+        """Numba's settings belong to the thread that calls compiled code."""
+        self.numba.set_num_threads(self.threads)
+        # One image at a time: with equal shares of a batch, all would wait for who got most JPEGs.
+        self.numba.set_parallel_chunksize(1)
 
     def _indices(self, epoch: int, start: int) -> Iterator[Tensor]:
         """Rows of the data set, batch by batch."""
