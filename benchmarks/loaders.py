@@ -8,8 +8,8 @@ paired ratios; the target is 5 x torchvision. Everything is in the page cache.
 What a loader has to do is set by how many pixels and bytes there are to decode. The pictures follow
 ImageNet-1K's train split: 1.281 million files in 147.9 GB, most of them 500 pixels wide and of
 quality 96 without chroma subsampling. FFCV's documentation (benchmarks, dataset sizes) gives its
-sizes as .beton: 789 GB raw; with sides of at most 512 pixels 616 GB raw, and 65 GB as JPEGs of
-quality 90. Per image that is
+sizes as .beton: 789 GB raw (sides up to 1600 pixels); with sides up to 512 pixels 616 GB raw, and
+65 GB as JPEGs of quality 90. Per image that is
 
 ============================  ========  ============
 mean of an image              ImageNet  the pictures
