@@ -31,6 +31,8 @@ config.register()
 @hydra.main(version_base="1.3", config_path="configs", config_name="eval")
 def main(composed: DictConfig) -> None:
     # torch and timm load once the config is sound
+    from torch import OutOfMemoryError
+
     from mrl.evaluation import evaluate_embeddings, evaluate_run
 
     rank, world_size = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE"))
@@ -51,6 +53,11 @@ def main(composed: DictConfig) -> None:
                 show(rows, run, "images", cfg.out or run)
     except (ValueError, CheckpointError, OSError) as error:
         sys.exit(f"error: {error}")
+    except OutOfMemoryError as error:
+        sys.exit(
+            f"error: {error}\nEncoding takes less with a batch_size below {cfg.batch_size}; with "
+            "device=cpu the machine's memory is used. What was encoded and measured is kept"
+        )
     except KeyboardInterrupt:
         sys.exit("interrupted; what was encoded is kept, and the same command goes on from there")
 

@@ -14,10 +14,16 @@ from mrl.distributed import process_group
 
 config.register()
 
+NEEDS_LESS_MEMORY = """
+It takes less with optim.accumulate=2 (the same batch, in two parts) or more GPUs; with resume=true
+a run that was under way goes on from its last checkpoint"""
+
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(composed: DictConfig) -> None:
     # torch and timm load once the config is sound
+    from torch import OutOfMemoryError
+
     from mrl.stopping import StoppedError
     from mrl.train_loop import NonFiniteError, fit
 
@@ -28,10 +34,11 @@ def main(composed: DictConfig) -> None:
             checkpoint = fit(cfg, ranks, device)
             if ranks.is_main:
                 print(f"checkpoint: {checkpoint}\nnext: python eval.py run={cfg.run_dir}")
-    except (ValueError, CheckpointError, NonFiniteError, OSError) as error:
+    except (ValueError, CheckpointError, NonFiniteError, OSError, OutOfMemoryError) as error:
         if "SUBMITIT_EXECUTOR" in os.environ:
             raise  # a job's exceptions reach the sweep that waits for it; exit codes do not
-        sys.exit(f"error: {error}")
+        advice = NEEDS_LESS_MEMORY if isinstance(error, OutOfMemoryError) else ""
+        sys.exit(f"error: {error}{advice}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command with resume=true goes on")
     except StoppedError as stopped:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -181,17 +182,41 @@ def test_retrieval_and_every_width_of_a_run(tiny_run: TinyRun) -> None:
         evaluate_run(run_dir, cut)
 
 
-def test_settings_that_do_not_fit_the_run_write_no_rows(tiny_run: TinyRun) -> None:
+def test_settings_that_do_not_fit_the_run_cost_the_rows_of_their_evaluator_only(
+    tiny_run: TinyRun,
+) -> None:
     run_dir = train(tiny_run("data.holdout=0"))
-    for overrides, message in [
-        (["evals=[]"], "no evaluator asked for"),
-        (["split=holdout"], "holdout"),
-        (["evals.knn.k=[1000]"], "1000"),
-        (["evals.interpolation.widths=[1]"], "outside 2..16"),
+    for overrides, message, kept in [
+        (["evals=[]"], "no evaluator asked for", set()),
+        (["split=holdout"], "holdout", set()),
+        (["evals.knn.k=[1000]"], "1000", {"classify"}),
+        (["evals.interpolation.widths=[1]"], "outside 2..16", {"classify", "knn"}),
     ]:
         with pytest.raises(ValueError, match=message):
             evaluate_run(run_dir, compose_eval(f"run={run_dir}", *overrides))
-    assert not (run_dir / "rows.jsonl").exists()
+        written = run_dir / "rows.jsonl"
+        assert ({*read_rows([written]).evaluator} if written.exists() else set()) == kept
+
+
+@pytest.mark.parametrize("script", ["train", "eval"])
+def test_too_little_memory_on_a_gpu_is_said_with_what_helps(
+    script: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fails(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    command = {
+        "train": ["experiment=fashion_mnist_mrl", f"run_dir={tmp_path}"],
+        "eval": [f"run={tmp_path}"],
+    }
+    monkeypatch.setattr("mrl.train_loop.fit", fails)
+    monkeypatch.setattr("mrl.evaluation.evaluate_run", fails)
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *command[script]])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
+    helps = {"train": "optim.accumulate=2", "eval": "device=cpu"}
+    assert "Tried to allocate 9 GiB" in str(stopped.value)
+    assert helps[script] in str(stopped.value)
 
 
 def pictures(root: Path, counts: dict[str, int]) -> Path:

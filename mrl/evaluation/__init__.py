@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from mrl.distributed import process_group
 from mrl.evaluation.contract import Evaluator, Features, Score
 from mrl.evaluation.embeddings import evaluate_embeddings
-from mrl.evaluation.evaluators import EVALUATORS, Judged, measured_rows, names_asked
-from mrl.evaluation.rows import ROWS_NAME, Row, append_rows, as_table, search_table
+from mrl.evaluation.evaluators import EVALUATORS, Judged, measure, names_asked
+from mrl.evaluation.rows import ROWS_NAME, Row, as_table, search_table
 from mrl.evaluation.sets import encode_bank, encode_queries, load_sets
 from mrl.evaluation.subject import load_subject
 from mrl.heads import method_name
@@ -68,6 +68,5 @@ def evaluate_run(path: Path, cfg: "EvalConfig") -> list[Row]:
         dataset=sets.dataset,
         split=sets.split,
     )
-    rows = measured_rows(asked, bank, queries, subject.model.head, cfg.evals, judged)
-    append_rows(subject.folder / ROWS_NAME, rows)
-    return rows
+    file = subject.folder / ROWS_NAME
+    return measure(asked, bank, queries, subject.model.head, cfg.evals, judged, file)

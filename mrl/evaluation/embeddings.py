@@ -14,8 +14,8 @@ from torch import Tensor
 from mrl.distributed import pick_device
 from mrl.evaluation.array_files import check_labels, read_embeddings, read_labels
 from mrl.evaluation.contract import UNLABELLED, Features, Widths
-from mrl.evaluation.evaluators import EVALUATORS, Judged, measured_rows, names_asked
-from mrl.evaluation.rows import ROWS_NAME, Row, append_rows
+from mrl.evaluation.evaluators import EVALUATORS, Judged, measure, names_asked
+from mrl.evaluation.rows import ROWS_NAME, Row
 from mrl.nesting import check_granularities, log_spaced
 
 if TYPE_CHECKING:
@@ -54,9 +54,8 @@ def evaluate_embeddings(cfg: "EvalConfig") -> list[Row]:
         dataset=cfg.dataset,
         split="test",
     )
-    rows = measured_rows(names, bank.to(device), queries.to(device), head, evals, judged)
-    append_rows(out / ROWS_NAME, rows)
-    return rows
+    bank, queries = bank.to(device), queries.to(device)
+    return measure(names, bank, queries, head, evals, judged, out / ROWS_NAME)
 
 
 def load_features(cfg: "EvalConfig") -> tuple[Features, Features]:

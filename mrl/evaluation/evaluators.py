@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrl.evaluation import classify, interpolation, knn, retrieval, truncation
 from mrl.evaluation.contract import Evaluator, Features, Score, WidthsOf
-from mrl.evaluation.rows import Row
+from mrl.evaluation.rows import Row, append_rows
 
 if TYPE_CHECKING:
     from mrl.config import EvalsConfig
@@ -45,16 +46,25 @@ def names_asked(evals: "EvalsConfig") -> list[str]:
     return names
 
 
-def measured_rows(
+def measure(
     names: Sequence[str],
     bank: Features | None,
     queries: Features,
     head: WidthsOf,
     evals: "EvalsConfig",
     judged: Judged,
+    file: Path,
 ) -> list[Row]:
-    """The rows of all scores of the evaluators ``names``."""
-    return [_row(judged, n, s) for n in names for s in _scores(n, bank, queries, head, evals)]
+    """The rows of all scores of the evaluators ``names``.
+
+    They are added to ``file`` evaluator by evaluator: what was measured stays if a later one fails.
+    """
+    rows = []
+    for name in names:
+        found = [_row(judged, name, score) for score in _scores(name, bank, queries, head, evals)]
+        append_rows(file, found)
+        rows += found
+    return rows
 
 
 def _scores(
