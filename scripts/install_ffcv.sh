@@ -35,8 +35,9 @@ if ! ffcv_works; then
         exit 1
     fi
     echo "installing FFCV $ffcv_version into .venv"
-    # The constraints keep the pinned PyTorch and NumPy as they are.
-    python -m pip install --quiet --disable-pip-version-check -c requirements.txt "ffcv==$ffcv_version"
+    # The constraints keep PyTorch and NumPy as they are.
+    python -m pip install --quiet --disable-pip-version-check "ffcv==$ffcv_version" \
+        -c <(python -m pip list --format=freeze | grep -E '^(torch|torchvision|numpy)==')
     ffcv_works || {
         echo "error: FFCV was installed but cannot be imported:" >&2
         python -c 'import ffcv'
