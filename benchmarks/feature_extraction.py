@@ -22,6 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import synchronize
+from benchmarks.turns import median_ratio, take_turns
 from mrl.backbones import build_backbone
 from mrl.data.batches import BatchPlan
 from mrl.data.datasets import ImageDataset
@@ -44,20 +45,18 @@ def main() -> None:
     classes = [str(c) for c in range(10)]
     dataset = ImageDataset(images=images, labels=torch.arange(args.images) % 10, classes=classes)
 
-    turns = [("bare", bare), ("extraction", extraction)]
-    rates: dict[str, list[float]] = {name: [] for name, _ in turns}
-    for turn in range(args.turns + 1):
-        for name, run in turns:
-            seconds = run(model, dataset, args.batch, device)
-            if turn:  # the first warms up
-                rates[name].append(args.images / seconds)
-    ratio = statistics.median(
-        e / b for e, b in zip(rates["extraction"], rates["bare"], strict=True)
+    cases = {
+        "bare": lambda: bare(model, dataset, args.batch, device),
+        "extraction": lambda: extraction(model, dataset, args.batch, device),
+    }
+    seconds = take_turns(cases, args.rounds)
+    ratio = median_ratio(seconds["bare"], seconds["extraction"])
+    medians = ", ".join(
+        f"{name} {args.images / statistics.median(values):.1f}" for name, values in seconds.items()
     )
-    medians = ", ".join(f"{name} {statistics.median(r):.1f}" for name, r in rates.items())
     print(
         f"{args.backbone}, {args.size} px, batch {args.batch}, {args.images} images on {device}: "
-        f"images/s (medians of {args.turns}): {medians}; extraction / bare {ratio:.3f} "
+        f"images/s (medians of {args.rounds}): {medians}; extraction / bare {ratio:.3f} "
         "(target 0.97)"
     )
 
@@ -109,7 +108,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=224, help="pixels")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--images", type=int, default=128, help="a multiple of the batch")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     if args.images % args.batch:
         parser.error(f"--images {args.images} is no multiple of --batch {args.batch}")

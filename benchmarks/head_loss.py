@@ -16,7 +16,6 @@ import argparse
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import forget_peak, processor, resident_bytes
+from benchmarks.turns import CLOCKS, median_ratio, seconds_of_steps, take_turns
 from mrl.heads import NestedHead, TiedHead
 from mrl.losses import nested_cross_entropy, weighted_sum
 from mrl.nesting import log_spaced
@@ -35,7 +35,6 @@ D = 2048
 WIDTHS = log_spaced(D)
 TIME_SHAPE = (512, 1000)  # N, C
 MEMORY_SHAPE = (1024, 21841)
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 TARGETS = {"MRL-E": (1.4, 1.5), "MRL": (2.1, 1.5)}  # of FF's time and memory, at most
 
 
@@ -66,7 +65,9 @@ def main() -> None:
         return
     print(f"{processor()}, threads: {args.threads}, torch {torch.__version__}, float32")
     print(f"D {D}, {len(WIDTHS)} widths, {args.clock} time, {args.rounds} rounds\n")
-    seconds = times(args.rounds, CLOCKS[args.clock])
+    steps = {name: make_step(name, *TIME_SHAPE) for name in CASES}
+    cases = seconds_of_steps(steps, args.clock, torch.device("cpu"))
+    seconds = take_turns(cases, args.rounds, warmup=2)
     ratios = {name: median_ratio(values, seconds["FF"]) for name, values in seconds.items()}
     medians = {name: 1000 * statistics.median(values) for name, values in seconds.items()}
     show("N {}, C {}: ms".format(*TIME_SHAPE), medians, ratios, 0)
@@ -86,22 +87,6 @@ def make_step(name: str, N: int, C: int) -> Callable[[], None]:
         loss(head, z_ND, labels).backward()
 
     return step
-
-
-def times(rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Seconds of each case's step in each round, after two rounds to warm up."""
-    steps = {name: make_step(name, *TIME_SHAPE) for name in CASES}
-    seconds: dict[str, list[float]] = {name: [] for name in CASES}
-    for _ in range(rounds + 2):
-        for name, step in steps.items():
-            start = clock()
-            step()
-            seconds[name].append(clock() - start)
-    return {name: values[2:] for name, values in seconds.items()}
-
-
-def median_ratio(values: list[float], base: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(values, base, strict=True))
 
 
 def peak_in_a_process(name: str, threads: int) -> int:

@@ -27,8 +27,8 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable
+from itertools import count
 from pathlib import Path
 
 import ffcv
@@ -41,6 +41,7 @@ from torchvision.datasets import ImageFolder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.turns import median_ratio, take_turns, timed
 from mrl.config import DataConfig, DatasetName, LoaderName
 from mrl.data import Loader, build_loader, image_folder, load_splits
 from mrl.data.ffcv_writer import WriteSettings, write_split
@@ -86,16 +87,11 @@ def report(root: Path, size: int, args: argparse.Namespace) -> None:
             ("data.loader=ffcv", make_loader(folder, "ffcv", size, args).batches),
             ("ffcv.Loader", ffcv_batches(folder, size, args)),
         ):
-            next(iter(batches(0)))  # compiles
             loaders[f"{name}, {probability:.0%} JPEG"] = batches
-    speeds: dict[str, list[float]] = {name: [] for name in loaders}
-    for epoch in range(args.rounds):
-        for name, batches in loaders.items():
-            speeds[name].append(images_per_second(batches(epoch)))
+    cases = {name: epoch_after_epoch(batches) for name, batches in loaders.items()}
+    speeds = take_turns(cases, args.rounds)  # the round that warms up also compiles
     for name, measured in speeds.items():
-        ratio = statistics.median(
-            a / b for a, b in zip(measured, speeds["torchvision"], strict=True)
-        )
+        ratio = median_ratio(measured, speeds["torchvision"])
         speed = statistics.median(measured)
         print(f"{size} px  {name:27}  {speed:6.0f} images/s  {ratio:5.2f} x torchvision")
 
@@ -149,11 +145,16 @@ def ffcv_batches(root: Path, size: int, args: argparse.Namespace) -> Batches:
     return lambda epoch: iter(loader)
 
 
-def images_per_second(batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    begin, count = time.perf_counter(), 0
-    for images, _ in batches:
-        count += len(images)
-    return count / (time.perf_counter() - begin)
+def epoch_after_epoch(batches: Batches) -> Callable[[], float]:
+    """Images per second of the next epoch, each time that it is called."""
+    epochs = count()
+
+    def images_per_second() -> float:
+        epoch = batches(next(epochs))
+        seconds, num_images = timed(lambda: sum(len(images) for images, _ in epoch))
+        return num_images / seconds
+
+    return images_per_second
 
 
 def make_loader(root: Path, name: str, size: int, args: argparse.Namespace) -> Loader:

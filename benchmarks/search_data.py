@@ -1,8 +1,6 @@
-"""What the benchmarks of search look through, and how they are timed."""
+"""What the benchmarks of search look through."""
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -73,13 +71,3 @@ def rows_of(data: Data) -> Callable[[int], tuple[Tensor, Tensor]]:
         return noise.add_(centres[cluster]).mul_(scale), cluster
 
     return make
-
-
-def timed(work: Callable[[], object]) -> tuple[float, object]:
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
-
-
-def ratio(values: list[float], base: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(values, base, strict=True))

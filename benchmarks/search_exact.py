@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import mrl
-from benchmarks.search_data import D, clustered, data_of, ratio, timed
+from benchmarks.search_data import D, clustered, data_of
+from benchmarks.turns import median_ratio, timed
 from mrl.search.pairs import Pairs, pair_scores
 from mrl.search.refine import prefix_norms
 
@@ -74,8 +75,8 @@ def nested_row(
         case.name + (f" (FAISS at {len(widths)} of them, scaled)" if case.sampled else ""),
         f"{len(bank):,}",
         *(f"{statistics.median(values):.2f}" for values in (ours, theirs, searches)),
-        f"{ratio(theirs, ours):.1f}",
-        f"{ratio(searches, ours):.1f}",
+        f"{median_ratio(theirs, ours):.1f}",
+        f"{median_ratio(searches, ours):.1f}",
         f"{case.target:g}",
         f"{limit / statistics.median(ours):.2f}",
         agreement(bank, queries, widths, found, expected),

@@ -13,15 +13,8 @@ import torch
 from torch import Tensor
 
 import mrl
-from benchmarks.search_data import (
-    BLOCK,
-    STAGED,
-    D,
-    clustered,
-    clustered_file,
-    ratio,
-    timed,
-)
+from benchmarks.search_data import BLOCK, STAGED, D, clustered, clustered_file
+from benchmarks.turns import median_ratio, take_turns, timed
 from mrl.search import PrefixIndex, retrieval_metrics
 
 SHORT, SHORTLIST, K = 16, 200, 10
@@ -48,15 +41,15 @@ def adaptive(args: argparse.Namespace) -> Iterator[list[str]]:
                 lambda: mrl.adaptive_search(bank, queries, SHORT, D, index=index, **search)
             ),
         }
-        seconds, found = take_turns(cases, args.rounds)
+        seconds, found = seconds_and_found(take_turns(cases, args.rounds))
         faiss_name, exact_name, *_ = cases
         for name in cases:
             staged = name not in (faiss_name, exact_name)
             yield [
                 name,
                 f"{statistics.median(seconds[name]):.2f}",
-                f"{ratio(seconds[faiss_name], seconds[name]):.1f}",
-                f"{ratio(seconds[exact_name], seconds[name]):.1f}",
+                f"{median_ratio(seconds[faiss_name], seconds[name]):.1f}",
+                f"{median_ratio(seconds[exact_name], seconds[name]):.1f}",
                 "8" if staged else "",
                 f"{mean_ap(found[name], labels):.2f}",
             ]
@@ -107,7 +100,7 @@ def hnsw(args: argparse.Namespace) -> Iterator[list[str]]:
             lambda: short.search(queries, SHORTLIST)
         ),
     }
-    seconds, found = take_turns(cases, args.rounds)
+    seconds, found = seconds_and_found(take_turns(cases, args.rounds))
     exact = mrl.nested_knn(bank, queries, [D], K)[1][0]
     builds = [f"{build_wide:.1f}", "", f"{build_short:.1f}", ""]
     base = seconds[f"HNSW32 at {D}"]
@@ -117,7 +110,7 @@ def hnsw(args: argparse.Namespace) -> Iterator[list[str]]:
             case,
             build,
             f"{1000 * statistics.median(values) / len(queries):.3f}",
-            f"{ratio(base, values):.1f}",
+            f"{median_ratio(base, values):.1f}",
             "14" if case == name else "",
             f"{mean_ap(top, labels):.2f}",
             f"{100 * mrl.search.neighbour_recall(top, exact):.1f} %",
@@ -148,15 +141,9 @@ def indices_of(search: Callable[[], tuple[Tensor, Tensor]]) -> tuple[float, Tens
     return seconds, found[0] if found.ndim == 3 else found
 
 
-def take_turns(
-    cases: dict[str, Callable[[], tuple[float, Tensor]]], rounds: int
+def seconds_and_found(
+    given: dict[str, list[tuple[float, Tensor]]],
 ) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
-    """Seconds of each case in each round after one to warm up, and what it found."""
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    found: dict[str, Tensor] = {}
-    for number in range(rounds + 1):
-        for name, case in cases.items():
-            value, found[name] = case()
-            if number:
-                seconds[name].append(value)
-    return seconds, found
+    """Seconds of each case in each round, and what it found in the last."""
+    seconds = {name: [seconds for seconds, _ in rounds] for name, rounds in given.items()}
+    return seconds, {name: rounds[-1][1] for name, rounds in given.items()}

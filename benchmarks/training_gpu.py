@@ -19,7 +19,7 @@ from benchmarks.training_step import (
     make_model,
     our_step,
 )
-from benchmarks.turns import Step, ratios, take_turns, timed
+from benchmarks.turns import Step, ratios, seconds_of_steps, take_turns
 from mrl.config import HeadConfig
 from mrl.losses import nested_cross_entropy, weighted_sum
 from mrl.nesting import log_spaced
@@ -37,7 +37,7 @@ def on_gpu(args: argparse.Namespace, device: torch.device) -> None:
             steps[label] = our_step(head, batch, "bf16", compiled)
     n = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
-    cases = timed({"peak": lambda: a @ b, **steps}, args, device)
+    cases = seconds_of_steps({"peak": lambda: a @ b, **steps}, args.clock, device)
     seconds = take_turns(cases, args.rounds, WARMUP)
     peak = [2 * n**3 / value for value in seconds.pop("peak")]  # FLOP/s in each round
     flops = {name: training_flops(head, args) for name, head in HEADS.items()} | {

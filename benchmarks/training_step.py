@@ -6,7 +6,7 @@ import statistics
 import torch
 from torch import Tensor
 
-from benchmarks.turns import Step, ratios, take_turns, timed
+from benchmarks.turns import Step, ratios, seconds_of_steps, take_turns
 from mrl import config
 from mrl.config import BackboneConfig, HeadConfig, OptimConfig
 from mrl.model import MRLModel, build_model
@@ -28,7 +28,7 @@ def whole_step(args: argparse.Namespace, device: torch.device) -> None:
     precision = pick_precision(args.precision, device)
     batch = make_batch(args, device)
     steps = {name: our_step(head, batch, precision) for name, head in HEADS.items()}
-    seconds = take_turns(timed(steps, args, device), args.rounds, WARMUP)
+    seconds = take_turns(seconds_of_steps(steps, args.clock, device), args.rounds, WARMUP)
     print(f"ResNet-50, {args.size} px, batch {args.batch}, {precision} on {device.type}\n")
     print("| whole step | ms | images/s | throughput of FF | at least |")
     print("| --- | ---: | ---: | ---: | ---: |")

@@ -1,9 +1,9 @@
 """Cases that take turns, so that a busy machine slows all, and the ratios of their times."""
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
@@ -11,39 +11,52 @@ from benchmarks.machine import synchronize
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 Step = Callable[[], object]
-
-
-def timed(
-    steps: dict[str, Step], args: argparse.Namespace, device: torch.device
-) -> dict[str, Callable[[], float]]:
-    """Each step as a turn: several in a row where they queue on a GPU; seconds of one."""
-    count = 10 if device.type == "cuda" else 1
-    clock = CLOCKS[args.clock]
-
-    def turn(step: Step) -> float:
-        synchronize(device)
-        start = clock()
-        for _ in range(count):
-            step()
-        synchronize(device)
-        return (clock() - start) / count
-
-    return {name: lambda step=step: turn(step) for name, step in steps.items()}
+T = TypeVar("T")
 
 
 def take_turns(
-    cases: dict[str, Callable[[], float]], rounds: int, warmup: int
-) -> dict[str, list[float]]:
-    """Seconds of each case in each round but the first ``warmup``."""
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    cases: dict[str, Callable[[], T]], rounds: int, warmup: int = 1
+) -> dict[str, list[T]]:
+    """What each case gave in each round but the first ``warmup``."""
+    given: dict[str, list[T]] = {name: [] for name in cases}
     names = list(cases)
     for number in range(warmup + rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
             value = cases[name]()
             if number >= warmup:
-                seconds[name].append(value)
-    return seconds
+                given[name].append(value)
+    return given
+
+
+def timed(work: Callable[[], T]) -> tuple[float, T]:
+    """Seconds that pass, and what it gave."""
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def seconds_of_steps(
+    steps: dict[str, Step], clock: str, device: torch.device
+) -> dict[str, Callable[[], float]]:
+    """Each step as a case: several in a row where they queue on a GPU; seconds of one."""
+    count = 10 if device.type == "cuda" else 1
+    now = CLOCKS[clock]
+
+    def seconds(step: Step) -> float:
+        synchronize(device)
+        start = now()
+        for _ in range(count):
+            step()
+        synchronize(device)
+        return (now() - start) / count
+
+    return {name: lambda step=step: seconds(step) for name, step in steps.items()}
+
+
+def median_ratio(values: list[float], base: list[float]) -> float:
+    """Of values / base in the same round."""
+    return statistics.median(a / b for a, b in zip(values, base, strict=True))
 
 
 def ratios(values: list[float], base: list[float]) -> str:
