@@ -87,6 +87,7 @@ def extraction(model: MRLModel, dataset: ImageDataset, batch: int, device: torch
         return MemoryLoader(part, plan, **STATISTICS, flip=False, pad=0)
 
     manifest = {"num_images": len(dataset), "width": model.embed_dim, "split": "test"}
+    manifest["type"] = "float32"
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         extract(

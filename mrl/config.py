@@ -29,6 +29,7 @@ Precision = Enum("Precision", ["auto", "fp32", "bf16", "fp16"])
 WandbMode = Enum("WandbMode", ["online", "offline", "disabled"])
 TrackingName = Enum("TrackingName", ["none", "wandb", "tensorboard"])
 Split = Enum("Split", ["holdout", "test"])
+FeatureType = Enum("FeatureType", ["float32", "float16"])
 
 
 class ConfigError(ValueError):
@@ -212,6 +213,8 @@ class EvalConfig:
     dataset: str = "embeddings"  # as rows call what was embedded
     split: Split = Split.test
     batch_size: int = 500  # images that each process encodes at once; no result depends on it
+    # float16: embeddings take half the disk and memory, and evaluators see them rounded to it.
+    feature_type: FeatureType = FeatureType.float32
     device: str = "auto"
     data_root: str | None = None  # null: the folder that the run was trained from
     # parse() makes None of the next two where they have no name; Hydra cannot set keys inside None.

@@ -92,7 +92,7 @@ def _check_embeddings(cfg: EvalConfig) -> None:
     default = EvalConfig()
     theirs = ["labels", "query_embeddings", "query_labels", "num_queries", "seed", "widths"]
     theirs += ["name", "dataset"]
-    ours = ["data_root", "data", "queries", "split"]
+    ours = ["data_root", "data", "queries", "split", "feature_type"]
     unset = {"data": None, "queries": None}
     for key in theirs if cfg.embeddings is None else ours:
         value = getattr(cfg, key)

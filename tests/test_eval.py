@@ -182,6 +182,31 @@ def test_retrieval_and_every_width_of_a_run(tiny_run: TinyRun) -> None:
         evaluate_run(run_dir, cut)
 
 
+@pytest.mark.parametrize("head", ["nested", "tied"])
+def test_embeddings_in_float16_give_rows_that_say_so(tiny_run: TinyRun, head: str) -> None:
+    run_dir = train(tiny_run(f"head={head}", "data.num_images=256", "optim.epochs=4"))
+    evals = "evals=[classify,knn,interpolation,retrieval,truncation]"
+    small = ["evals.retrieval.shortlist=20", "evals.retrieval.ks=[5,10]"]
+    both = [
+        evaluate_run(run_dir, compose_eval(f"run={run_dir}", evals, *small, f"feature_type={kind}"))
+        for kind in ("float32", "float16")
+    ]
+    names = {"nested": "MRL", "tied": "MRL-E"}
+    assert [{row.method for row in rows} for rows in both] == [
+        {names[head]},
+        {f"{names[head]}, float16"},
+    ]
+    assert len(read_rows([run_dir])) == len(both[0]) + len(both[1])
+    for row, rounded in zip(*both, strict=True):
+        assert (row.metric, row.granularity, row.n) == (
+            rounded.metric, rounded.granularity, rounded.n
+        )  # fmt: skip
+        if row.metric == "bytes/item":
+            assert rounded.value == row.value / 2
+        elif not row.metric.startswith("ms/query"):
+            assert rounded.value == pytest.approx(row.value, abs=5)
+
+
 def test_settings_that_do_not_fit_the_run_cost_the_rows_of_their_evaluator_only(
     tiny_run: TinyRun,
 ) -> None:

@@ -59,10 +59,11 @@ def evaluate_run(path: Path, cfg: "EvalConfig") -> list[Row]:
         return []
     subject.model.to(device)
     queries, bank = queries.to(device), bank and bank.to(device)
+    kept_as = cfg.feature_type.name
     judged = Judged(
         run="/".join(subject.folder.resolve().parts[-2:]),
         experiment=subject.experiment,
-        method=method_name(subject.model.head),
+        method=method_name(subject.model.head) + (f", {kept_as}" if kept_as != "float32" else ""),
         seed=subject.seed,
         commit=subject.commit,
         dataset=sets.dataset,

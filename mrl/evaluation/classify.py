@@ -39,7 +39,7 @@ def top1(
     correct: dict[int, list[Tensor]] = {}
     pairs = zip(features.z.split(_CHUNK), features.labels.split(_CHUNK), strict=True)
     for z_ND, labels_N in pairs:
-        for m, logits_NC in logits_of(z_ND):
+        for m, logits_NC in logits_of(z_ND.float()):
             best_N = logits_NC.argmax(1) if match is None else match.predicted(logits_NC)
             correct.setdefault(m, []).append(is_right(best_N, labels_N, match))
     return {m: per_cent(torch.cat(parts)) for m, parts in correct.items()}

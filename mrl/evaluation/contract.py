@@ -33,7 +33,7 @@ WidthsOf = Head | Widths  # what evaluators take that read nothing but the width
 
 @dataclass(slots=True, frozen=True)
 class Features:
-    """Embeddings ``z`` (N, D) float32 and ``labels`` (N,) int64 of the same images.
+    """Embeddings ``z`` (N, D), float32 or float16, and ``labels`` (N,) int64 of the same images.
 
     Embeddings that were made elsewhere keep their type (float16, float32 or float64) and may be
     ``UNLABELLED``.

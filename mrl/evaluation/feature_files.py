@@ -25,7 +25,7 @@ def block_size(num_images: int, batch_size: int) -> int:
 
 
 class FeatureFiles:
-    """embeddings.npy (N, D) float32, labels.npy (N,) int64 and blocks.npy of a folder."""
+    """A folder's embeddings.npy (N, D) float32 or float16, labels.npy (N,) int64 and blocks.npy."""
 
     def __init__(self, folder: Path) -> None:
         """Opens what is there.
@@ -38,20 +38,26 @@ class FeatureFiles:
         self.notes = RowFile(folder / "blocks.npy")
         self.blocks_K4 = np.load(folder / "blocks.npy")
         found = [(file.dtype, len(file.shape)) for file in (self.z, self.labels, self.notes)]
-        if found != [(np.float32, 2), (np.int64, 1), (np.int64, 2)] or self.blocks_K4.shape[1] != 4:
+        wanted = [[(kind, 2), (np.int64, 1), (np.int64, 2)] for kind in (np.float32, np.float16)]
+        if found not in wanted or self.blocks_K4.shape[1] != 4:
             raise ValueError(f"{folder} holds other arrays than embeddings, labels and blocks")
         if self.labels.shape != self.z.shape[:1]:
             raise ValueError(f"{folder} does not have as many labels as embeddings")
 
     @classmethod
-    def create(cls, folder: Path, width: int, starts: np.ndarray, count: int) -> "FeatureFiles":
+    def create(
+        cls, folder: Path, width: int, starts: np.ndarray, count: int, kind: np.dtype
+    ) -> "FeatureFiles":
         """Files in which no block is written; their disk space is taken at once.
+
+        Args:
+            kind: type of the embeddings.
 
         Raises:
             OSError: also if there is not enough space.
         """
         folder.mkdir(parents=True)
-        RowFile.create(folder / "embeddings.npy", np.float32, (count, width))
+        RowFile.create(folder / "embeddings.npy", kind, (count, width))
         RowFile.create(folder / "labels.npy", np.int64, (count,))
         blocks_K4 = np.full((len(starts), 4), NOT_YET, dtype=np.int64)
         blocks_K4[:, START] = starts
@@ -90,7 +96,8 @@ class FeatureFiles:
         """Write the blocks into ``folder`` without the rows that skipped images left empty."""
         written_K = self.blocks_K4[:, WRITTEN]
         starts = written_K.cumsum() - written_K
-        dense = FeatureFiles.create(folder, self.z.shape[1], starts, int(written_K.sum()))
+        count, width = int(written_K.sum()), self.z.shape[1]
+        dense = FeatureFiles.create(folder, width, starts, count, self.z.dtype)
         z_ND, labels_N = self.maps()
         for k, (start, written) in enumerate(self.blocks_K4[:, :2].tolist()):
             rows = slice(start, start + written)

@@ -55,7 +55,7 @@ def extract(
         may_skip: whether the loader may leave out images that it cannot decode.
 
     Raises:
-        ValueError: if the model gives NaN or infinite embeddings.
+        ValueError: if the model gives NaN or infinite embeddings, or such that float16 cannot hold.
         OSError: if the entry cannot be written; what was written before stays.
     """
     text = json.dumps(manifest, sort_keys=True, indent=1)
@@ -101,7 +101,8 @@ def _open(entry: Path, manifest: str, batch_size: int) -> list[int]:
     wanted = json.loads(manifest)
     starts = np.arange(0, wanted["num_images"], block_size(wanted["num_images"], batch_size))
     try:
-        FeatureFiles.create(partial, wanted["width"], starts, wanted["num_images"])
+        kind = np.dtype(wanted["type"])
+        FeatureFiles.create(partial, wanted["width"], starts, wanted["num_images"], kind)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)  # with what space there was
         raise
@@ -119,8 +120,10 @@ def _unfinished(folder: Path, manifest: str) -> list[int] | None:
     except (OSError, ValueError, EOFError):
         return None
     wanted = json.loads(manifest)
-    whole = (len(files), files.z.shape[1]) == (wanted["num_images"], wanted["width"])
-    return todo if whole or not todo else None  # the blocks of a set with skipped images moved
+    if (files.z.shape[1], files.z.dtype) != (wanted["width"], np.dtype(wanted["type"])):
+        return None
+    # The blocks of a set with skipped images moved.
+    return todo if len(files) == wanted["num_images"] or not todo else None
 
 
 def _encode(
@@ -143,7 +146,7 @@ def _encode(
             z_ND, labels_N = _block(_counted(batches, bar), files, block, batch_size, may_skip)
             if written is not None:
                 written.result()  # at most one block waits for the disk
-            written = pool.submit(files.write, block, z_ND.numpy(), labels_N.numpy())
+            written = pool.submit(files.write, block, z_ND, labels_N)
         if written is not None:
             written.result()
     if next(batches, None) is not None:
@@ -152,8 +155,8 @@ def _encode(
 
 def _block(
     batches: Iterator[Batch], files: FeatureFiles, block: int, batch_size: int, may_skip: bool
-) -> Batch:
-    """The embeddings and labels of one block, checked."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """The embeddings and labels of one block, checked, as they are kept."""
     rows = files.rows(block)
     parts = list(islice(batches, -(-len(rows) // batch_size)))
     z_ND, labels_N = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -165,7 +168,15 @@ def _block(
         )
     if len(labels_N) != len(rows) and not may_skip:
         raise RuntimeError(f"the loader gave {len(labels_N)} of {len(rows)} images")
-    return z_ND, labels_N
+    with np.errstate(over="ignore"):
+        kept_ND = z_ND.numpy().astype(files.z.dtype, copy=False)
+    if not np.isfinite(kept_ND).all():
+        shutil.rmtree(files.folder, ignore_errors=True)
+        raise ValueError(
+            f"embeddings reach {z_ND.abs().max():.3g}, more than float16 can hold "
+            f"({np.finfo(np.float16).max:g}): use feature_type=float32"
+        )
+    return kept_ND, labels_N.numpy()
 
 
 def _counted(batches: Iterator[Batch], bar: tqdm) -> Iterator[Batch]:

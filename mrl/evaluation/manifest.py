@@ -41,6 +41,7 @@ def describe(
     name: str,
     split: str,
     transform: Mapping[str, Any],
+    feature_type: str = "float32",
 ) -> dict[str, Any]:
     """The manifest: what the embeddings are of, and all that they depend on."""
     return {
@@ -52,6 +53,7 @@ def describe(
         "images": dataset_hash(dataset),
         "transform": dict(transform),
         "width": model.embed_dim,
+        "type": feature_type,
     }
 
 

@@ -30,7 +30,7 @@ class RowFile:
         self.offset, self.row_bytes = header.offset, header.nbytes // max(1, len(header))
 
     @classmethod
-    def create(cls, path: Path, dtype: type, shape: tuple[int, ...]) -> "RowFile":
+    def create(cls, path: Path, dtype: type | np.dtype, shape: tuple[int, ...]) -> "RowFile":
         """A file of zeros, with its disk space taken at once (OSError if there is too little)."""
         mapped = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
         size = mapped.offset + mapped.nbytes

@@ -19,7 +19,7 @@ class Row:
 
     run: str  # the last two folders of the run directory
     experiment: str
-    method: str  # "MRL", "MRL-E" or "FF"
+    method: str  # "MRL", "MRL-E" or "FF"; with ", float16" if embeddings were rounded to that
     seed: int
     commit: str  # of the code that trained the run
     dataset: str

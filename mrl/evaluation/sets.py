@@ -138,7 +138,14 @@ def _encode(
     return extract(
         subject.model,
         load,
-        describe(subject.model, dataset, name=name, split=split, transform=transform),
+        describe(
+            subject.model,
+            dataset,
+            name=name,
+            split=split,
+            transform=transform,
+            feature_type=cfg.feature_type.name,
+        ),
         subject.folder / "features",
         batch_size=cfg.batch_size,
         device=device,

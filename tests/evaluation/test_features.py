@@ -55,10 +55,19 @@ class Fixture:
         self.model = MRLModel(backbone, NestedHead(6, 3, [2, 6]))
 
     def extract(
-        self, split: str = "test", dataset: ImageDataset = DATASET, batch_size: int = 2
+        self,
+        split: str = "test",
+        dataset: ImageDataset = DATASET,
+        batch_size: int = 2,
+        feature_type: str = "float32",
     ) -> Features:
         manifest = describe(
-            self.model, dataset, name="toy", split=split, transform={"image_size": 2}
+            self.model,
+            dataset,
+            name="toy",
+            split=split,
+            transform={"image_size": 2},
+            feature_type=feature_type,
         )
         return extract(
             self.model,
@@ -117,6 +126,28 @@ def test_changed_weights_buffers_split_or_images_are_encoded_anew(cache: Fixture
     other = ImageDataset(images=255 - IMAGES, labels=DATASET.labels, classes=DATASET.classes)
     cache.extract(dataset=other)
     assert len(cache.encoded) == 55
+
+
+@pytest.mark.parametrize("corrupt", [set(), {0, 5, 6, 7}], ids=["whole", "some skipped"])
+def test_float16_is_the_same_rounded_and_kept_apart(cache: Fixture, corrupt: set[int]) -> None:
+    cache.corrupt = corrupt
+    whole = cache.extract()
+    rounded = cache.extract(feature_type="float16")
+    assert rounded.z.dtype == torch.float16
+    assert torch.equal(rounded.z, whole.z.half())
+    assert torch.equal(rounded.labels, whole.labels)
+    again = [cache.extract(), cache.extract(feature_type="float16")]
+    assert [found.z.dtype for found in again] == [torch.float32, torch.float16]
+    assert len(cache.encoded) == 22
+
+
+def test_embeddings_that_float16_cannot_hold_are_refused(cache: Fixture) -> None:
+    with torch.no_grad():
+        cache.model.backbone[2].bias[3] = 1e5
+    with pytest.raises(ValueError, match=r"more than float16 can hold \(65504\)"):
+        cache.extract(feature_type="float16")
+    assert list(cache.folder.iterdir()) == []
+    assert cache.extract().z.max() > 65504
 
 
 @pytest.mark.parametrize("name", ["embeddings.npy", "labels.npy", "blocks.npy", "manifest.json"])
@@ -265,7 +296,7 @@ class Loader:
             rows = torch.tensor(self.rows[at:at + self.size])
             yield rows.float().view(-1, 1, 1, 1), rows
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-manifest = {"num_images": count, "width": width, "split": "t"}
+manifest = {"num_images": count, "width": width, "split": "t", "type": "float32"}
 def run(): return extract(Model(), Loader, manifest, Path(sys.argv[1]), batch_size=500,
                           device=torch.device("cpu"), ranks=Ranks())
 before = peak()
