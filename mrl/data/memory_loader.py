@@ -40,7 +40,7 @@ class MemoryLoader:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         for step, indices in self.plan.indices(epoch, start):
-            images_NCHW = self.images_NCHW[indices]
+            images_NCHW = self.images_NCHW.index_select(0, indices)
             if self.plan.train:
                 flips_N = self.first_flips_N[indices] ^ (self.flip and epoch % 2 == 1)
                 # Drawn for the global batch and then cut, so that ranks see what one process sees.
@@ -60,13 +60,26 @@ def draw_shifts(count: int, pad: int, generator: torch.Generator) -> Tensor:
 
 def augment(images_NCHW: Tensor, flips_N: Tensor, shifts_N2: Tensor, *, pad: int) -> Tensor:
     """Move each image by its shift, black pixels coming in, then mirror those to be flipped."""
-    height, width = images_NCHW.shape[2:]
-    padded = F.pad(images_NCHW, (pad, pad, pad, pad))
-    # Every place where the image could be cut out again; none of them is a copy.
-    cuts_NCYXHW = padded.unfold(2, height, 1).unfold(3, width, 1)
-    down, right = (pad - shifts_N2).unbind(1)
-    moved_NCHW = cuts_NCYXHW[torch.arange(len(images_NCHW)), :, down, right]
-    return torch.where(flips_N[:, None, None, None], moved_NCHW.flip(3), moved_NCHW)
+    moved_NCHW = _moved(images_NCHW, shifts_N2, pad)
+    both = torch.cat([moved_NCHW, moved_NCHW.flip(3)])
+    count = len(images_NCHW)
+    return both.index_select(0, torch.arange(count) + count * flips_N)
+
+
+def _moved(images_NCHW: Tensor, shifts_N2: Tensor, pad: int) -> Tensor:
+    """Cut every image out of its padded self, as one run of memory.
+
+    ``index_select`` copies such runs whole: several times as fast as picking pixels by index.
+    """
+    count, channels, height, width = images_NCHW.shape
+    padded = F.pad(images_NCHW, (pad, pad, pad, pad + 1))  # a run may end in the row below
+    rows, columns = padded.shape[2:]
+    down_N, right_N = (pad - shifts_N2).unbind(1)
+    plane_NC = torch.arange(count * channels).view(count, channels) * (rows * columns)
+    first_NC = plane_NC + (down_N * columns + right_N)[:, None]
+    runs = padded.flatten().unfold(0, height * columns, 1)  # from every pixel on; not copied
+    moved = runs.index_select(0, first_NC.flatten())
+    return moved.view(count, channels, height, columns)[..., :width]
 
 
 def normalise(images_NCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
