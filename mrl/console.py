@@ -14,32 +14,48 @@ if TYPE_CHECKING:
     from mrl.config import TrainConfig
 
 
+def resolved_values(model: MRLModel, schedule: dict[str, Any]) -> dict[str, Any]:
+    """What follows from the config, the data and the backbone: for the console and env.json.
+
+    Args:
+        schedule: arguments of :func:`mrl.optim.learning_rate`.
+    """
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "embed_dim": model.embed_dim,
+        "granularities": list(model.granularities),
+        "num_classes": model.head.num_classes,
+        "total_steps": schedule["total_steps"],
+        "warmup_steps": schedule["warmup_steps"],
+        "peak_lr": schedule["peak"],
+    }
+
+
 def announce(
     cfg: TrainConfig,
-    model: MRLModel,
-    schedule: dict[str, Any],
+    resolved: dict[str, Any],
     precision: str,
     device: torch.device,
     ranks: Ranks,
     first_step: int,
 ) -> None:
-    """What was resolved from the config, before the first step."""
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    """What is about to be trained, before the first step."""
+    embed_dim, widths = resolved["embed_dim"], resolved["granularities"]
     print(
-        f"{cfg.name}: {cfg.backbone.name}, {millions:.2f} M parameters, embedding width "
-        f"{model.embed_dim}, {cfg.head.kind.name} head at {model.granularities}\n"
-        f"  {schedule['total_steps']} steps of {cfg.optim.batch_size} images, peak learning rate "
-        f"{schedule['peak']:.4g}, {precision} on {device} x {ranks.world_size}, seed {cfg.seed}, "
-        f"run {cfg.run_dir}"
+        f"{cfg.name}: {cfg.backbone.name}, {resolved['parameters'] / 1e6:.2f} M parameters, "
+        f"embedding width {embed_dim}, {cfg.head.kind.name} head at {widths}\n"
+        f"  {resolved['total_steps']} steps of {cfg.optim.batch_size} images, peak learning rate "
+        f"{resolved['peak_lr']:.4g} at step {resolved['warmup_steps']}, {precision} on {device} x "
+        f"{ranks.world_size}, seed {cfg.seed}, run {cfg.run_dir}"
     )
-    if first_step >= schedule["total_steps"]:
+    if first_step >= resolved["total_steps"]:
         print("  it is finished already")
     elif first_step:
         print(f"  resumes at step {first_step}")
-    if len(model.granularities) > 1 and model.granularities[-1] < model.embed_dim:
+    if len(widths) > 1 and widths[-1] < embed_dim:
         print(
-            f"  note: entries beyond {model.granularities[-1]} of the embedding are not trained, "
-            f"since its full width {model.embed_dim} is not among the granularities"
+            f"  note: entries beyond {widths[-1]} of the embedding are not trained, since its full "
+            f"width {embed_dim} is not among the granularities"
         )
 
 

@@ -68,6 +68,7 @@ class RunningLoss:
         seconds = time.perf_counter() - self.start
         speed = {
             "speed/images_per_s": count * self.batch_size / seconds,
+            "speed/step_ms": 1000 * seconds / count,
             "speed/data_wait": self.waited / seconds,  # share of the time
             "speed/memory_mib": peak_memory_mib(self.sum_G.device),
         }

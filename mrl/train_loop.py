@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mrl.checkpoint import Checkpoints, get_rng_state, set_rng_state
 from mrl.config import ConfigError, TrainConfig, to_dict, to_yaml
-from mrl.console import announce, epoch_line, progress_bar
+from mrl.console import announce, epoch_line, progress_bar, resolved_values
 from mrl.data import build_loader, load_splits
 from mrl.distributed import Ranks, all_reduce_sum, gather_objects
 from mrl.mixing import build_mix
@@ -78,8 +78,9 @@ def fit(cfg: TrainConfig, ranks: Ranks, device: torch.device) -> Path:
         first_step = saved["step"]
     steps = train_loader.steps  # of an epoch
     schedule = _schedule(cfg, steps)
+    resolved = resolved_values(model, schedule)
     if ranks.is_main:
-        announce(cfg, model, schedule, precision, device, ranks, first_step)
+        announce(cfg, resolved, precision, device, ranks, first_step)
     finished = Path(cfg.run_dir) / FINISHED_NAME
     if first_step >= schedule["total_steps"]:
         finished.touch()  # it may have been killed between the last checkpoint and this
@@ -102,7 +103,7 @@ def fit(cfg: TrainConfig, ranks: Ranks, device: torch.device) -> Path:
             checkpoints.save(whole, top1 if cfg.save.best else None)
 
     with (
-        _writer(cfg, ranks, device, precision, first_step) as writer,
+        _writer(cfg, ranks, device, precision, resolved, first_step) as writer,
         progress_bar(cfg, ranks, schedule["total_steps"], first_step) as bar,
         stop_request(ranks) as stop,
     ):
@@ -268,9 +269,14 @@ class _NoWriter:
 
 
 def _writer(
-    cfg: TrainConfig, ranks: Ranks, device: torch.device, precision: str, step: int
+    cfg: TrainConfig,
+    ranks: Ranks,
+    device: torch.device,
+    precision: str,
+    resolved: dict[str, Any],
+    step: int,
 ) -> AbstractContextManager[RunWriter | _NoWriter]:
     if not ranks.is_main:
         return nullcontext(_NoWriter())
-    env = environment(device, precision, ranks.world_size)
+    env = environment(device, precision, ranks.world_size) | {"resolved": resolved}
     return RunWriter(cfg, config=to_dict(cfg), config_yaml=to_yaml(cfg), env=env, step=step)

@@ -71,6 +71,18 @@ def test_a_run_records_everything(tiny_run):
     assert lines[0]["train/total"] == pytest.approx(sum(parts), rel=1e-5)
     env = json.loads((checkpoint.parent / "env.json").read_text())
     assert {"commit", "torch", "device", "precision", "world_size", "command"} <= env.keys()
+    assert env["resolved"] == {
+        "parameters": sum(p.numel() for p in load_model(checkpoint).parameters()),
+        "embed_dim": 16,
+        "granularities": [2, 4, 16],
+        "num_classes": 10,
+        "total_steps": 8,
+        "warmup_steps": round(4 * cfg.optim.warmup_epochs),
+        "peak_lr": cfg.optim.base_lr * cfg.optim.batch_size / 256,
+    }
+    assert {"images_per_s", "step_ms", "data_wait", "memory_mib"} == {
+        name.removeprefix("speed/") for name in lines[0] if name.startswith("speed/")
+    }
 
 
 def test_training_learns(tiny_run):
