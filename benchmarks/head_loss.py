@@ -25,12 +25,14 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import forget_peak, processor, resident_bytes
+from benchmarks.machine import forget_peak, resident_bytes
 from benchmarks.turns import CLOCKS, median_ratio, seconds_of_steps, take_turns
 from mrl.heads import NestedHead, TiedHead
 from mrl.losses import nested_cross_entropy, weighted_sum
 from mrl.nesting import log_spaced
+from mrl.tracking import device_name
 
+CPU = torch.device("cpu")
 D = 2048
 WIDTHS = log_spaced(D)
 TIME_SHAPE = (512, 1000)  # N, C
@@ -63,10 +65,10 @@ def main() -> None:
     if args.memory_of:
         print(peak_bytes(args.memory_of))
         return
-    print(f"{processor()}, threads: {args.threads}, torch {torch.__version__}, float32")
+    print(f"{device_name(CPU)}, threads: {args.threads}, torch {torch.__version__}, float32")
     print(f"D {D}, {len(WIDTHS)} widths, {args.clock} time, {args.rounds} rounds\n")
     steps = {name: make_step(name, *TIME_SHAPE) for name in CASES}
-    cases = seconds_of_steps(steps, args.clock, torch.device("cpu"))
+    cases = seconds_of_steps(steps, args.clock, CPU)
     seconds = take_turns(cases, args.rounds, warmup=2)
     ratios = {name: median_ratio(values, seconds["FF"]) for name, values in seconds.items()}
     medians = {name: 1000 * statistics.median(values) for name, values in seconds.items()}

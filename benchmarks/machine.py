@@ -1,18 +1,11 @@
-"""What the machine is and what it can do at most, for the other benchmarks."""
+"""What the machine can do at most, and what a process takes, for the other benchmarks."""
 
-import platform
 import re
 import statistics
 import time
 from pathlib import Path
 
 import torch
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return found[1] if found else platform.machine()
 
 
 def matrix_peak(dtype: torch.dtype, device: torch.device, size: int = 4096) -> float:

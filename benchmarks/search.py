@@ -32,10 +32,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mrl
-from benchmarks.machine import forget_peak, matrix_peak, processor, resident_bytes
+from benchmarks.machine import forget_peak, matrix_peak, resident_bytes
 from benchmarks.search_data import QUERIES, STAGED, D, clustered, data_of
 from benchmarks.search_exact import NESTED, NINE, nested_rows
 from benchmarks.search_staged import adaptive, hnsw
+from mrl.tracking import device_name
 
 CPU = torch.device("cpu")
 
@@ -56,7 +57,7 @@ def main() -> None:
     peak = matrix_peak(torch.float32, CPU)
     half = matrix_peak(torch.bfloat16, CPU)
     show(
-        f"{processor()}, {args.threads} threads, load {os.getloadavg()[0]:.1f} before; torch "
+        f"{device_name(CPU)}, {args.threads} threads, load {os.getloadavg()[0]:.1f} before; torch "
         f"{torch.__version__}, FAISS {faiss.__version__}; peak {peak / 1e9:.0f} GFLOP/s in "
         f"float32, {half / 1e9:.0f} in bfloat16."
     )

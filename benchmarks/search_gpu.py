@@ -28,8 +28,9 @@ from torch.profiler import ProfilerActivity, profile
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mrl
-from benchmarks.machine import matrix_peak, processor, synchronize
+from benchmarks.machine import matrix_peak, synchronize
 from mrl.search.block_values import kernel_works
+from mrl.tracking import device_name
 
 D, CLUSTERS, NOISE, DECAY = 2048, 1000, 0.6, 0.5  # column j is scaled by j^-DECAY
 TARGET = 5.0  # seconds of kernels, on an H200
@@ -41,7 +42,7 @@ Indices = Tensor  # int64 (G, Q)
 def main() -> None:
     args = arguments()
     device, widths = args.device, mrl.log_spaced(D)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    name = device_name(device)
     bank, queries = make_data(args.items, 0, device), make_data(args.queries, 1, device)
     peak = matrix_peak(torch.bfloat16, device, 8192 if device.type == "cuda" else 1024)
     flops = 2.0 * args.items * args.queries * D

@@ -32,12 +32,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import processor
 from benchmarks.training_gpu import on_gpu
 from benchmarks.training_loop import LOG_EVERY, loop_overhead
 from benchmarks.training_step import whole_step
 from benchmarks.turns import CLOCKS
 from mrl.distributed import pick_device
+from mrl.tracking import device_name
 
 # Where an option was not given. loop: (backbone, pixels, batch) whose step takes tens of ms.
 DEFAULTS = {
@@ -52,7 +52,7 @@ def main() -> None:
     device = args.device
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    name = device_name(device)
     load = f", load {os.getloadavg()[0]:.1f} before" if hasattr(os, "getloadavg") else ""
     print(f"{name}, CPU threads: {args.threads} of {os.cpu_count()}{load}")
     print(f"torch {torch.__version__}, {args.rounds} rounds, {args.clock} time (loop: wall)\n")

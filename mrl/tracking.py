@@ -5,6 +5,7 @@ Metric names sort by width in a dashboard: ``val/top1/d0008``.
 
 import json
 import platform
+import re
 import secrets
 import subprocess
 import sys
@@ -46,18 +47,26 @@ def git_commit(folder: Path = Path(__file__).parent) -> str:
 
 def environment(device: torch.device, precision: str, world_size: int) -> dict[str, Any]:
     """What a number depends on besides the config."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "commit": git_commit(),
         "command": sys.argv,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "machine": platform.platform(),
-        "device": gpu or platform.processor() or platform.machine(),
+        "device": device_name(device),
         "precision": precision,
         "world_size": world_size,
         "threads": torch.get_num_threads(),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's, or the CPU's as Linux lists it; elsewhere its architecture."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return found[1] if found else platform.machine()
 
 
 class Mirror(Protocol):

@@ -1,5 +1,6 @@
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from interrupts import stop_at
 
 from mrl.distributed import Ranks
 from mrl.precision import _cpu_multiplies_bf16, pick_precision
-from mrl.tracking import git_commit, per_granularity
+from mrl.tracking import device_name, git_commit, per_granularity
 from mrl.train_loop import fit
 
 ROOT = Path(__file__).parent.parent
@@ -85,6 +86,13 @@ def test_the_commit_is_known_in_a_checkout_and_nowhere_else(tmp_path):
     assert git_commit(tmp_path) == "unknown"
     if (ROOT / ".git").exists():
         assert len(git_commit().removesuffix("-dirty")) == 40
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux lists its processors there")
+def test_the_processor_is_named():
+    listed = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(": ", 1)[1] for line in listed if line.startswith("model name")]
+    assert device_name(torch.device("cpu")) in (names or [platform.machine()])
 
 
 @pytest.mark.parametrize(
