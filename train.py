@@ -3,6 +3,7 @@
 import os
 import sys
 from importlib.util import find_spec
+from shutil import which
 
 import hydra
 from omegaconf import DictConfig
@@ -47,7 +48,20 @@ def main(composed: DictConfig) -> None:
         sys.exit(0 if "TORCHELASTIC_RUN_ID" in os.environ else 128 + stopped.signal_number)
 
 
+def launcher_fault(words: list[str]) -> str | None:
+    """Why the launcher that the command line names cannot work here."""
+    launchers = [word for word in words if "launcher=submitit" in word]
+    if launchers and find_spec("submitit") is None:
+        return "this launcher needs a package: pip install hydra-submitit-launcher"
+    if any("submitit_slurm" in word for word in launchers) and which("srun") is None:
+        return (
+            "this launcher needs SLURM, and there is no srun here: use it on a machine of the "
+            "cluster, or hydra/launcher=submitit_local on this one"
+        )
+    return None
+
+
 if __name__ == "__main__":
-    if find_spec("submitit") is None and any("launcher=submitit" in word for word in sys.argv):
-        sys.exit("error: this launcher needs a package: pip install hydra-submitit-launcher")
+    if fault := launcher_fault(sys.argv):
+        sys.exit(f"error: {fault}")
     main()
