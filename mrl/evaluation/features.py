@@ -160,22 +160,21 @@ def _block(
     rows = files.rows(block)
     parts = list(islice(batches, -(-len(rows) // batch_size)))
     z_ND, labels_N = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    if not torch.isfinite(z_ND).all():
+    with np.errstate(over="ignore"):
+        kept_ND = z_ND.numpy().astype(files.z.dtype, copy=False)
+    if not np.isfinite(kept_ND).all():
         shutil.rmtree(files.folder, ignore_errors=True)  # of no use to anyone
+        if torch.isfinite(z_ND).all():
+            raise ValueError(
+                f"embeddings reach {z_ND.abs().max():.3g}, more than float16 can hold "
+                f"({np.finfo(np.float16).max:g}): use feature_type=float32"
+            )
         raise ValueError(
             f"the model gives NaN or infinite embeddings, first among images {rows.start} to "
             f"{rows.stop - 1}: its weights are unusable"
         )
     if len(labels_N) != len(rows) and not may_skip:
         raise RuntimeError(f"the loader gave {len(labels_N)} of {len(rows)} images")
-    with np.errstate(over="ignore"):
-        kept_ND = z_ND.numpy().astype(files.z.dtype, copy=False)
-    if not np.isfinite(kept_ND).all():
-        shutil.rmtree(files.folder, ignore_errors=True)
-        raise ValueError(
-            f"embeddings reach {z_ND.abs().max():.3g}, more than float16 can hold "
-            f"({np.finfo(np.float16).max:g}): use feature_type=float32"
-        )
     return kept_ND, labels_N.numpy()
 
 
