@@ -86,8 +86,8 @@ def extraction(model: MRLModel, dataset: ImageDataset, batch: int, device: torch
         plan = BatchPlan(num_images=len(part), batch_size=batch_size, train=False, seed=0)
         return MemoryLoader(part, plan, **STATISTICS, flip=False, pad=0)
 
-    manifest = {"num_images": len(dataset), "width": model.embed_dim, "split": "test"}
-    manifest["type"] = "float32"
+    size = {"num_images": len(dataset), "width": model.embed_dim}
+    manifest = size | {"split": "test", "type": "float32"}
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         extract(

@@ -191,17 +191,17 @@ def make_loader(root: Path, name: str, size: int, args: argparse.Namespace) -> L
     )
 
 
-def make_pictures(root: Path, count: int) -> None:
+def make_pictures(root: Path, num_train: int) -> None:
     random = np.random.default_rng(0)
     sizes = list(SIZES)
-    for split, images in (("train", count), ("val", CLASSES)):
+    for split, images in (("train", num_train), ("val", CLASSES)):
         for number in range(images):
             folder = root / split / f"n{number % CLASSES:08d}"
             folder.mkdir(parents=True, exist_ok=True)
             width, height = sizes[random.choice(len(sizes), p=list(SIZES.values()))]
             levels = [128 + std * texture(random, height, width) for std in CONTRAST]
-            pixels = np.stack(levels, axis=-1).clip(0, 255).astype(np.uint8)
-            picture = Image.fromarray(pixels, "YCbCr").convert("RGB")
+            planes = [Image.fromarray(level.clip(0, 255).astype(np.uint8)) for level in levels]
+            picture = Image.merge("YCbCr", planes).convert("RGB")
             picture.save(folder / f"{number:06d}.JPEG", **SOURCE_JPEG)
 
 
