@@ -98,7 +98,7 @@ class OptimConfig:
     warmup_epochs: float = 0.0  # linear from 0 to lr; linear and cosine then fall to 0
     clip_norm: float | None = None  # largest gradient norm
     accumulate: int = 1  # parts that each rank works its batch through in, to need less memory
-    ema: float | None = None  # decay per step of the weights' running average, which is evaluated
+    ema: float | None = None  # decay of the weights' running average, which is evaluated; warmed up
     mixup: float = 0.0  # alpha: blend pairs of images and their labels (Zhang et al. 2018)
     cutmix: float = 0.0  # alpha: paste a box of another image (Yun et al. 2019)
     precision: Precision = Precision.auto  # auto: bf16 where the hardware computes in it

@@ -18,6 +18,7 @@ from mrl.checkpoint import Checkpoints, get_rng_state, set_rng_state
 from mrl.config import ConfigError, TrainConfig, to_dict, to_yaml
 from mrl.console import announce, epoch_line, progress_bar, resolved_values
 from mrl.data import build_loader, load_splits
+from mrl.data.batches import mix
 from mrl.distributed import Ranks, all_reduce_sum, gather_objects
 from mrl.mixing import build_mix
 from mrl.model import MRLModel, model_for
@@ -74,8 +75,8 @@ def fit(cfg: TrainConfig, ranks: Ranks, device: torch.device) -> Path:
     first_step = 0
     if saved is not None:
         state.load(saved)
-        set_rng_state(saved["rng"][ranks.rank % len(saved["rng"])], device)
         first_step = saved["step"]
+    _set_own_draws(cfg.seed, ranks, saved, device)
     steps = train_loader.steps  # of an epoch
     schedule = _schedule(cfg, steps)
     resolved = resolved_values(model, schedule)
@@ -89,7 +90,7 @@ def fit(cfg: TrainConfig, ranks: Ranks, device: torch.device) -> Path:
 
     objective = _distribute(NestedObjective(model, cfg.optim.label_smoothing), cfg, ranks, device)
     weights_at = _weights_of_step(cfg, model.granularities)
-    mix = build_mix(cfg.optim, num_classes=model.head.num_classes, seed=cfg.seed, rank=ranks.rank)
+    blend = build_mix(cfg.optim, num_classes=model.head.num_classes, seed=cfg.seed, rank=ranks.rank)
     running = RunningLoss(model.granularities, device, ranks.world_size, cfg.optim.batch_size)
 
     def save(step: int, top1: float | None = None) -> None:
@@ -113,7 +114,7 @@ def fit(cfg: TrainConfig, ranks: Ranks, device: torch.device) -> Path:
             batches = running.fetched(train_loader.batches(epoch, start=start - epoch * steps))
             for step, (images, labels) in enumerate(batches, start=start):
                 images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-                images, labels = mix(images, labels.to(device, non_blocking=True), step)
+                images, labels = blend(images, labels.to(device, non_blocking=True), step)
                 total, losses = _backward(
                     state, objective, images, labels, weights_at(step), cfg.optim.accumulate, amp
                 )
@@ -196,6 +197,20 @@ def _build_model(cfg: TrainConfig, data_facts: dict[str, Any], *, from_scratch: 
     if cfg.backbone.trainable is not None:
         freeze(model.backbone, cfg.backbone.trainable)
     return model.to(memory_format=torch.channels_last)
+
+
+def _set_own_draws(
+    seed: int, ranks: Ranks, saved: dict[str, Any] | None, device: torch.device
+) -> None:
+    """Let dropout and stochastic depth go on where they were, or begin, unlike on other ranks.
+
+    The global generators are alike on all ranks so far: models begin with the same weights.
+    """
+    if saved is not None and ranks.rank < len(saved["rng"]):
+        set_rng_state(saved["rng"][ranks.rank], device)
+    elif ranks.rank > 0:  # rank 0 goes on as a process alone would
+        step = 0 if saved is None else saved["step"]
+        torch.manual_seed(mix(seed, ranks.rank, step))
 
 
 def _schedule(cfg: TrainConfig, steps: int) -> dict[str, Any]:

@@ -38,10 +38,8 @@ class TrainState:
         self.optimizer = build_optimizer(model, cfg)
         # Only fp16 needs it: bf16 has float32's range.
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.average: AveragedModel | None = None
-        if cfg.ema is not None:
-            average = get_ema_multi_avg_fn(cfg.ema)
-            self.average = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        self.decay = cfg.ema
+        self.average = None if cfg.ema is None else AveragedModel(model, use_buffers=True)
 
     @property
     def evaluated(self) -> MRLModel:
@@ -62,8 +60,14 @@ class TrainState:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update_parameters(self.model)
+        self._update_average()
+
+    def _update_average(self) -> None:
+        if self.average is None or self.decay is None:
+            return
+        decay = warmed_up(self.decay, int(self.average.n_averaged))  # counted on the CPU: no wait
+        self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
+        self.average.update_parameters(self.model)
 
     def is_finite(self) -> bool:
         """Whether all weights are, on all ranks; a GPU is waited for once."""
@@ -106,3 +110,12 @@ class TrainState:
         if self.average is not None and "average" in saved:
             self.average.module.load_state_dict(saved["average"])
             self.average.n_averaged.copy_(saved["num_averaged"])
+
+
+def warmed_up(decay: float, num_averaged: int) -> float:
+    """Decay of the running average after so many updates: (1 + n) / (10 + n), up to ``decay``.
+
+    It starts low, as in TensorFlow's moving averages: 0.9999 from the first step on would keep 0.95
+    of the initial weights after 500 steps.
+    """
+    return min(decay, (1 + num_averaged) / (10 + num_averaged))

@@ -53,9 +53,27 @@ def test_two_ranks_equal_one_process(tmp_path, overrides):
     assert len(metrics_of(one)) == len(metrics_of(two))
 
 
+def draws_alike(run_dir):
+    """Whether dropout and stochastic depth would draw the same on both ranks."""
+    first, second = (rng["cpu"] for rng in load_checkpoint(run_dir)["rng"])
+    return torch.equal(first, second)
+
+
+def test_each_rank_draws_its_own(tmp_path):
+    run = tmp_path / "run"
+    dropped = ("backbone.drop_path=0.5", "optim.epochs=1")
+    train(run, *dropped, processes=1)
+    alone = load_checkpoint(run)["rng"]
+    train(run, "backbone.drop_path=0.5", "resume=true", "force=true", processes=2)
+    assert len(alone) == 1 and not draws_alike(run)
+    train(tmp_path / "fresh", *dropped, processes=2)
+    assert not draws_alike(tmp_path / "fresh")
+
+
 def test_two_ranks_resume(tmp_path):
     run = tmp_path / "run"
     train(run, processes=2)
+    assert not draws_alike(run)
     done = train(run, "resume=true", processes=2)
     assert done.stdout.count("finished already") == 1  # rank 0 alone speaks
 

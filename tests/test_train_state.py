@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from mrl.config import ConfigError
 from mrl.distributed import Ranks
 from mrl.mixing import build_mix
 from mrl.train_loop import fit
-from mrl.train_state import TrainState
+from mrl.train_state import TrainState, warmed_up
 
 CPU = torch.device("cpu")
 
@@ -45,7 +46,7 @@ def test_accumulated_gradients_equal_the_whole_batchs(compose_train, tmp_path, p
 
 
 def test_the_average_follows_its_definition(tiny_run, monkeypatch):
-    cfg = tiny_run("optim.ema=0.75")
+    cfg = tiny_run("optim.ema=0.3")
     seen = []
     update = TrainState.update
 
@@ -57,13 +58,22 @@ def test_the_average_follows_its_definition(tiny_run, monkeypatch):
     checkpoint = train(cfg)
     name = "head.classifiers.16.weight"
     expected = seen[0][name]
-    for weights in seen[1:]:
-        expected = 0.75 * expected + 0.25 * weights[name]
+    assert len(seen) > 4  # the warm-up ends after three
+    for n, weights in enumerate(seen[1:], start=1):
+        decay = min(0.3, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * weights[name]
     saved = load_checkpoint(checkpoint)
     assert torch.allclose(saved["average"][name], expected, atol=1e-6)
     assert not torch.allclose(saved["model"][name], expected, atol=1e-6)
     # The average is what others get.
     assert torch.equal(load_model(checkpoint).state_dict()[name], saved["average"][name])
+
+
+@pytest.mark.parametrize("steps", [10, 300, 100_000])
+def test_an_average_of_any_length_forgets_the_first_weights(steps):
+    share = math.prod(warmed_up(0.9999, n) for n in range(1, steps))
+    assert share < 1e-3
+    assert warmed_up(0.9999, 10**6) == 0.9999
 
 
 def test_only_the_modules_named_are_trained(tiny_run):
