@@ -7,6 +7,9 @@ import io
 import os
 import pickle
 import shutil
+import warnings
+import zipfile
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,8 +119,32 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if path.is_dir():
         path = path / CHECKPOINT_NAME
+    state = read_file(path)
+    missing = _KEYS - state.keys() if isinstance(state, dict) else _KEYS
+    if missing:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of this project: it lacks {', '.join(sorted(missing))}"
+        )
+    return state
+
+
+def read_file(path: Path, *, mmap: bool = False) -> Any:
+    """What ``torch.save`` wrote to ``path``, on the CPU: tensors, numbers, strings, their lists.
+
+    Args:
+        mmap: leave tensors on the disk until they are looked at, where the file allows it.
+
+    Raises:
+        CheckpointError: if there is none, or it is truncated, foreign, or wants to run code.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, not a file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # The options of a training script, which timm keeps beside its weights, are plain values.
+        with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # of what is refused
+            mmap = mmap and zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint at {path}") from None
     except pickle.UnpicklingError as error:
@@ -125,15 +152,34 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} is refused: it holds more than tensors, numbers and strings, or is no PyTorch "
             f"file ({str(error).splitlines()[0]})"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # bytes that are no pickle make it raise many types
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is damaged or cut short: {first_line}") from error
-    missing = _KEYS - state.keys() if isinstance(state, dict) else _KEYS
-    if missing:
-        raise CheckpointError(
-            f"{path} is not a checkpoint of this project: it lacks {', '.join(sorted(missing))}"
-        )
-    return state
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The named tensors in a .safetensors file.
+
+    Raises:
+        CheckpointError: if there is none, or it is damaged.
+    """
+    from safetensors import SafetensorError  # comes with timm
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not there or damaged: {error}") from error
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether the file holds what :func:`save_checkpoint` saves.
+
+    Raises:
+        CheckpointError: see :func:`read_file`.
+    """
+    state = read_file(path, mmap=True)
+    return isinstance(state, dict) and state.keys() >= _KEYS
 
 
 def config_of(state: Mapping[str, Any]) -> "TrainConfig":

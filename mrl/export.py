@@ -17,6 +17,7 @@ from mrl.checkpoint import (
     config_of,
     load_checkpoint,
     model_of,
+    read_safetensors,
     write_atomically,
 )
 from mrl.heads import HEADS, build_head, method_name
@@ -157,9 +158,6 @@ def load_exported(path: str | Path) -> MRLModel:
 
 
 def _read_exported(path: Path) -> Source:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     described = path.with_suffix(".json")
     try:
         facts = json.loads(described.read_text())
@@ -179,9 +177,6 @@ def _read_exported(path: Path) -> Source:
         raise CheckpointError(
             f"{described} describes no model: {type(error).__name__}: {error}"
         ) from error
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is not there or damaged: {error}") from error
+    weights = read_safetensors(path)
     fill(model.state_dict(), weights, f"{path} does not fit its description {described.name}")
     return source

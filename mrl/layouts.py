@@ -5,7 +5,7 @@ last layer was replaced.  Nothing else describes it: a :class:`Layout` is what i
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -66,7 +66,7 @@ def layout_of(weights: Mapping[str, Tensor]) -> Layout:
         found = f"classifiers at {' and '.join(prefixes)}" if prefixes else "no linear classifier"
         raise ValueError(
             f"not one of the authors' models: {found} where one layer was expected, "
-            f"among {_some(weights)}"
+            f"among {some(weights)}"
         )
     return Layout(
         architecture=_architecture(weights),
@@ -84,7 +84,7 @@ def _architecture(weights: Mapping[str, Tensor]) -> str:
     depth = tuple(sum(block.startswith(stage) for block in blocks) for stage in "1234")
     bottleneck = "layer1.0.conv3.weight" in weights
     if (bottleneck, depth) not in _RESNETS:
-        found = f"a ResNet of {depth} blocks" if any(depth) else f"tensors such as {_some(weights)}"
+        found = f"a ResNet of {depth} blocks" if any(depth) else f"tensors such as {some(weights)}"
         raise ValueError(
             f"not one of the authors' models ({', '.join(ARCHITECTURES)}): it has {found}"
         )
@@ -139,5 +139,6 @@ def mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> l
     return lines + [f"{name} is unexpected" for name in given if name not in expected]
 
 
-def _some(weights: Mapping[str, Tensor]) -> str:
-    return ", ".join(list(weights)[:5]) or "nothing"
+def some(names: Iterable[str]) -> str:
+    """The first few."""
+    return ", ".join(list(names)[:5]) or "nothing"

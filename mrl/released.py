@@ -3,9 +3,7 @@
 D is the embedding width, C the number of classes.
 """
 
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,15 +11,12 @@ import torch
 from torch import Tensor
 
 from mrl.backbones import build_backbone
-from mrl.checkpoint import CheckpointError, load_model
+from mrl.checkpoint import CheckpointError, read_file
 from mrl.heads import NestedHead, TiedHead
 from mrl.layouts import (
     CONVNEXT,
     HEAD,
     Layout,
-    backbone_tensors,
-    has_blur_pool,
-    has_torchvision_names,
     layout_of,
     mismatches,
     released_tensors,
@@ -85,37 +80,10 @@ def read_released(
     return model.eval(), layout
 
 
-def load_backbone_weights(model: MRLModel, path: str | Path) -> None:
-    """Give ``model`` the encoder of any checkpoint: a run of ours, an export, a released file.
-
-    The head keeps its own weights: a start for fine-tuning with a fresh head (paper, Table 26).
-
-    Raises:
-        CheckpointError: if the file cannot be read, or its encoder is another (the first tensors
-            that do not fit are listed); ``model`` is unchanged then.
-    """
-    path = Path(path)
-    tensors: Mapping[str, Tensor] = model.backbone.state_dict()
-    if is_state_dict(path):
-        weights = _read(path)
-        tensors = backbone_tensors(tensors, torchvision=has_torchvision_names(weights))
-        weights = {name: w for name, w in weights.items() if not HEAD.fullmatch(name)}
-    else:
-        weights = load_model(path).backbone.state_dict()
-    blurred = has_blur_pool(weights)
-    advice = f" (backbone.blur_pool={blurred} fits it)".lower()
-    failure = f"the encoder in {path} is another than the one to start"
-    fill(tensors, weights, failure + (advice if blurred != has_blur_pool(tensors) else ""))
-
-
 def _read(path: Path) -> dict[str, Tensor]:
     """The named tensors in a file, without the prefix that DistributedDataParallel puts on."""
-    try:  # mapped, not read: whoever asks for the names only waits for no weights
-        is_mappable = zipfile.is_zipfile(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is not there, damaged or refused: {first_line}") from error
+    # Mapped, not read: whoever asks for the names only waits for no weights.
+    weights = read_file(path, mmap=True)
     if not isinstance(weights, Mapping) or not all(
         isinstance(name, str) and isinstance(w, Tensor) for name, w in weights.items()
     ):

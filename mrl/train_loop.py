@@ -20,12 +20,12 @@ from mrl.console import announce, epoch_line, progress_bar, resolved_values
 from mrl.data import build_loader, load_splits
 from mrl.data.batches import mix
 from mrl.distributed import Ranks, all_reduce_sum, gather_objects
+from mrl.initial_weights import load_backbone_weights
 from mrl.mixing import build_mix
 from mrl.model import MRLModel, model_for
 from mrl.nesting import check_weights, sample_weights
 from mrl.optim import freeze, learning_rate, peak_lr, train_mode
 from mrl.precision import autocast, pick_precision
-from mrl.released import load_backbone_weights
 from mrl.run_dir import open_run_dir
 from mrl.running_loss import NonFiniteError, RunningLoss, diverged
 from mrl.sharding import shard

@@ -14,8 +14,8 @@ from mrl.checkpoint import CheckpointError
 from mrl.distributed import Ranks
 from mrl.export import export_released, export_safetensors, read_source
 from mrl.heads import build_head
+from mrl.initial_weights import load_backbone_weights
 from mrl.model import MRLModel
-from mrl.released import load_backbone_weights
 from mrl.train_loop import fit
 
 SCRIPT = runpy.run_path(str(Path(__file__).parent.parent / "scripts/export.py"))

@@ -19,9 +19,8 @@ from torch import nn
 from mrl import load_model
 from mrl.backbones import build_backbone
 from mrl.checkpoint import CheckpointError
-from mrl.heads import NestedHead, method_name
-from mrl.model import MRLModel
-from mrl.released import load_backbone_weights, load_released
+from mrl.heads import method_name
+from mrl.released import load_released
 
 LOG_512 = [8, 16, 32, 64, 128, 256, 512]
 
@@ -197,31 +196,3 @@ def test_a_file_of_the_time_before_zip_is_read(tmp_path):
     path = tmp_path / "weights.pt"
     torch.save(network.state_dict(), path, _use_new_zipfile_serialization=False)
     assert_same_logits(network, load_model(path))
-
-
-def fresh(*, blur_pool=False, name="resnet18"):
-    backbone, embed_dim = build_backbone(name, image_size=64, blur_pool=blur_pool)
-    return MRLModel(backbone, NestedHead(embed_dim, 3, [4, embed_dim])).eval()
-
-
-@pytest.mark.parametrize("layer", [Numbered, Fixed])
-def test_a_fresh_model_takes_the_encoder_of_a_released_file(tmp_path, layer):
-    network = original("resnet18", layer([512]), blur=True)
-    model = fresh(blur_pool=True)
-    head = {name: w.clone() for name, w in model.head.state_dict().items()}
-    load_backbone_weights(model, save(network, tmp_path / "weights.pt", prefix="module."))
-    network.fc = nn.Identity()
-    images = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(model.encode(images), network(images), rtol=1e-4, atol=1e-4)
-    assert all(torch.equal(head[name], w) for name, w in model.head.state_dict().items())
-
-
-def test_an_encoder_that_does_not_fit_leaves_the_model_as_it_was(tmp_path):
-    path = save(original("resnet18", Fixed([512])), tmp_path / "weights.pt")
-    model = fresh(blur_pool=True)
-    before = {name: w.clone() for name, w in model.state_dict().items()}
-    with pytest.raises(CheckpointError, match=r"blur_pool=false fits it\): .*blur_filter is miss"):
-        load_backbone_weights(model, path)
-    assert all(torch.equal(before[name], w) for name, w in model.state_dict().items())
-    with pytest.raises(CheckpointError, match="another than the one to start: layer1.2"):
-        load_backbone_weights(fresh(name="resnet34"), path)
