@@ -62,8 +62,10 @@ def draw_crops(
     return boxes, (draws[:, -1] < 0.5) & flip
 
 
-def central_boxes(heights_N: np.ndarray, widths_N: np.ndarray) -> np.ndarray:
-    """int64 (N, 4): the central square that evaluation sees."""
+def central_boxes(
+    heights_N: np.ndarray, widths_N: np.ndarray, crop_ratio: float = EVAL_SHARE
+) -> np.ndarray:
+    """int64 (N, 4): the central square that evaluation sees, ``crop_ratio`` of the shorter side."""
     heights, widths = heights_N.astype(np.int64), widths_N.astype(np.int64)
-    side = np.maximum((np.minimum(heights, widths) * EVAL_SHARE).astype(np.int64), 1)
+    side = np.maximum((np.minimum(heights, widths) * crop_ratio).astype(np.int64), 1)
     return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from mrl.data.batches import BatchPlan, mix
 from mrl.data.beton import JPEG
-from mrl.data.crops import central_boxes, draw_crops
+from mrl.data.crops import EVAL_SHARE, central_boxes, draw_crops
 from mrl.data.datasets import ImageDataset
 from mrl.data.errors import DataError
 
@@ -46,6 +46,7 @@ class FFCVLoader:
         os_cache: the file is mapped, and the system's page cache holds what fits; otherwise whole
             pages are read when needed and dropped after use.
         quasi_random: training order in which images of a page come close together.
+        crop_ratio: side of evaluation's central square, as a share of the picture's shorter side.
 
     Raises:
         DataError: if FFCV is not installed, or quasi_random is asked for with several ranks.
@@ -64,6 +65,7 @@ class FFCVLoader:
         threads: int,
         os_cache: bool,
         quasi_random: bool,
+        crop_ratio: float = EVAL_SHARE,
     ) -> None:
         assert dataset.beton is not None and isinstance(dataset.images, np.ndarray)
         if quasi_random and plan.train and plan.world_size > 1:
@@ -73,6 +75,7 @@ class FFCVLoader:
             )
         self.beton, self.dataset, self.plan = dataset.beton, dataset, plan
         self.image_size, self.size_at, self.flip = image_size, size_at, flip
+        self.crop_ratio = crop_ratio
         ffcv = _import_ffcv()
         self.numba = ffcv.numba
         self.threads = min(max(threads, 1), self.numba.config.NUMBA_NUM_THREADS)
@@ -165,7 +168,8 @@ class FFCVLoader:
     ) -> tuple[np.ndarray, np.ndarray]:
         heights, widths = records["height"], records["width"]
         if not self.plan.train:
-            return central_boxes(heights, widths), np.zeros(len(rows), bool)
+            boxes = central_boxes(heights, widths, self.crop_ratio)
+            return boxes, np.zeros(len(rows), bool)
         return draw_crops(heights, widths, rows, seed=self.plan.seed, epoch=epoch, flip=self.flip)
 
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import pil_to_tensor
 
 from mrl.data.batches import BatchPlan, generator, mix
@@ -40,6 +41,7 @@ class FileLoader:
         skip_corrupt: leave files that cannot be decoded out of their batches, with a warning that
             names each file once; ``skipped`` holds them. Otherwise such a file is a DataError.
         policy: of RandAugment in timm's notation, for training; None: none.
+        crop_ratio, interpolation: of evaluation's crop, see :func:`eval_transform`.
     """
 
     def __init__(
@@ -55,11 +57,13 @@ class FileLoader:
         workers: int,
         skip_corrupt: bool,
         policy: str | None,
+        crop_ratio: float = EVAL_SHARE,
+        interpolation: str = "bilinear",
     ) -> None:
         if plan.train:
             transform: Transform = _TrainTransform(plan.seed, size_at, flip, policy, tuple(mean))
         else:
-            central = eval_transform(image_size)
+            central = eval_transform(image_size, crop_ratio, interpolation)
 
             def transform(image: Image.Image, epoch: int, index: int) -> Image.Image:
                 return central(image)
@@ -110,10 +114,18 @@ class FileLoader:
                 warnings.warn(f"skipped, {len(self.skipped)} so far: {problem}", stacklevel=3)
 
 
-def eval_transform(image_size: int) -> transforms.Compose:
+def eval_transform(
+    image_size: int, crop_ratio: float = EVAL_SHARE, interpolation: str = "bilinear"
+) -> transforms.Compose:
+    """The central square of a picture, ``image_size`` pixels on a side.
+
+    Args:
+        crop_ratio: side of that square, as a share of the picture's shorter side.
+        interpolation: torchvision's name of it, such as bilinear or bicubic; antialiased.
+    """
     return transforms.Compose(
         [
-            transforms.Resize(round(image_size / EVAL_SHARE)),
+            transforms.Resize(round(image_size / crop_ratio), InterpolationMode(interpolation)),
             transforms.CenterCrop(image_size),
         ]
     )

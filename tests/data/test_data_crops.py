@@ -8,6 +8,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from mrl.data.crops import central_boxes, draw_crops, uniforms
 from mrl.data.progressive import train_size
+from mrl.data.torch_loader import eval_transform
 
 
 def drawn(
@@ -73,6 +74,18 @@ def test_crops_are_distributed_as_torchvisions(size: tuple[int, int]) -> None:
 def test_central_boxes() -> None:
     boxes = central_boxes(np.array([256, 500, 1]), np.array([512, 256, 9]))
     assert boxes.tolist() == [[16, 144, 224, 224], [138, 16, 224, 224], [0, 4, 1, 1]]
+    whole = central_boxes(np.array([256, 500]), np.array([512, 256]), crop_ratio=1)
+    assert whole.tolist() == [[0, 128, 256, 256], [122, 0, 256, 256]]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_evaluations_crop_by_ratio_and_interpolation(interpolation: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    whole = picture.resize((30, 20), Image.Resampling[interpolation.upper()])
+    for crop_ratio, (left, top, right, bottom) in ((1.0, (5, 0, 25, 20)), (0.8, (7, 2, 23, 18))):
+        found = eval_transform(right - left, crop_ratio, interpolation)(picture)
+        assert found.tobytes() == whole.crop((left, top, right, bottom)).tobytes()
 
 
 @pytest.mark.parametrize(
