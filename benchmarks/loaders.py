@@ -183,8 +183,7 @@ def make_loader(root: Path, name: str, size: int, args: argparse.Namespace) -> L
     return build_loader(
         splits.train,
         cfg=cfg,
-        mean=splits.mean,
-        std=splits.std,
+        pixels=splits.pixels,
         batch_size=args.batch_size,
         train=True,
         seed=0,

@@ -86,8 +86,7 @@ def loop_data(cfg: TrainConfig) -> tuple[Loader, dict[str, object]]:
     loader = build_loader(
         splits.train,
         cfg=cfg.data,
-        mean=splits.mean,
-        std=splits.std,
+        pixels=splits.pixels,
         batch_size=cfg.optim.batch_size,
         train=True,
         seed=cfg.seed,

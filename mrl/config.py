@@ -52,6 +52,11 @@ class DataConfig:
     classes: str | None = None  # text file: folders to use as classes, one a line (imagefolder)
     rand_augment: str | None = None  # timm's notation, such as rand-m9-mstd0.5-inc1 (imagefolder)
     os_cache: bool = True  # ffcv: whole file in the page cache; false: read as needed
+    # Null: as the weights were trained that a run starts from, else those of the data set.
+    mean: list[float] | None = None  # of each channel, pixels scaled to 0..1
+    std: list[float] | None = None
+    crop_ratio: float | None = None  # evaluation's square, of the shorter side (imagefolder)
+    interpolation: str | None = None  # of pictures to image_size: bilinear, bicubic (imagefolder)
     quasi_random: bool = False  # ffcv: order for files larger than memory (one process only)
     download: bool = True  # fetch missing files; false: fail instead
     num_classes: int | None = None  # synthetic only

@@ -5,14 +5,17 @@ One process alone needs no set-up.
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,11 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
+
+
+def from_rank_0(make: Callable[[], T], ranks: Ranks) -> T:
+    """What rank 0 makes, on every rank."""
+    return cast(T, gather_objects(make() if ranks.is_main else None)[0])
 
 
 def gather_objects(value: object) -> list[object]:

@@ -20,6 +20,7 @@ from mrl.checkpoint import (
     read_safetensors,
     write_atomically,
 )
+from mrl.data.pixels import Pixels
 from mrl.heads import HEADS, build_head, method_name
 from mrl.layouts import ARCHITECTURES, CONVNEXT, Layout, released_tensors
 from mrl.model import MRLModel
@@ -31,13 +32,12 @@ FORMAT = 1  # of the description; another number is another meaning
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """A trained model and what rebuilds it: the arguments of :func:`mrl.backbones.build_backbone`,
-    how pixels (scaled to 0..1) are normalised, and what the classes are called, where known.
+    how pictures become its input, and what the classes are called, where known.
     """
 
     model: MRLModel
     backbone: dict[str, Any]
-    mean: list[float]
-    std: list[float]
+    pixels: Pixels
     classes: list[str] | None
 
     def description(self) -> dict[str, Any]:
@@ -54,8 +54,7 @@ class Source:
                 "granularities": head.granularities,
                 "bias": any(name.endswith("bias") for name in head.state_dict()),
             },
-            "mean": self.mean,
-            "std": self.std,
+            **self.pixels.to_dict(),
             "classes": self.classes,
         }
 
@@ -76,13 +75,13 @@ def read_source(path: str | Path, *, kind: str | None = None) -> Source:
         raise ValueError(f"{path} tells its own kind: leave out kind={kind}")
     if path.suffix == ".safetensors":
         return _read_exported(path)
-    from mrl.data.datasets import SOURCES  # torchvision: not needed to load an export
+    from mrl.data.datasets import SOURCES, noted_pixels  # torchvision: an export needs none
 
     if is_released:
         model, layout = read_released(path, kind=kind)
         backbone = {"name": layout.architecture, "image_size": IMAGE_SIZE}
         backbone |= {"in_channels": 3, "blur_pool": layout.blur_pool}
-        pixels, classes = SOURCES["imagefolder"], None
+        pixels, classes = SOURCES["imagefolder"].pixels, None
     else:
         state = load_checkpoint(path)
         cfg, model, classes = config_of(state), model_of(state), list(state["data"]["classes"])
@@ -95,9 +94,8 @@ def read_source(path: str | Path, *, kind: str | None = None) -> Source:
             "small_stem": cfg.backbone.stem.name == "small",
             "blur_pool": cfg.backbone.blur_pool,
         }
-        pixels = SOURCES[cfg.data.name.name]
-    mean, std = list(pixels.mean), list(pixels.std)
-    return Source(model=model, backbone=backbone, mean=mean, std=std, classes=classes)
+        pixels = noted_pixels(state["data"], cfg.data)
+    return Source(model=model, backbone=backbone, pixels=pixels, classes=classes)
 
 
 def export_released(source: Source, out: Path) -> None:
@@ -167,7 +165,9 @@ def _read_exported(path: Path) -> Source:
         model = MRLModel(backbone, build_head(**facts["head"]))
         source = Source(
             model=model.eval(),
-            **{key: facts[key] for key in ("backbone", "mean", "std", "classes")},
+            backbone=facts["backbone"],
+            pixels=Pixels.from_dict(facts),
+            classes=facts["classes"],
         )
     except OSError as error:
         raise CheckpointError(

@@ -8,6 +8,7 @@ torchvision and Lightning save it: with its classifier beside it, below a prefix
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -18,6 +19,8 @@ from mrl.checkpoint import (
     read_file,
     read_safetensors,
 )
+from mrl.data.pixels import INTERPOLATIONS, Pixels
+from mrl.export import read_source
 from mrl.layouts import (
     HEAD,
     backbone_tensors,
@@ -28,6 +31,9 @@ from mrl.layouts import (
 )
 from mrl.model import MRLModel
 from mrl.released import fill
+
+if TYPE_CHECKING:
+    from mrl.config import BackboneConfig
 
 # Where a training script keeps the state dict in its checkpoint; averaged weights go before others.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -60,6 +66,33 @@ def load_backbone_weights(model: MRLModel, path: str | Path) -> None:
         {**counters, **weights},
         failure + (advice if blurred != has_blur_pool(tensors) else ""),
     )
+
+
+def pixels_of_weights(backbone: "BackboneConfig") -> tuple[Pixels, str] | None:
+    """How the weights that a run starts from want their pixels, and whose word that is.
+
+    None: it starts from random weights, or nobody said.
+    """
+    if backbone.init is None:
+        return _pixels_of_timm(backbone.name) if backbone.pretrained else None
+    try:
+        return read_source(backbone.init).pixels, backbone.init
+    except CheckpointError:  # a plain state dict says nothing of pixels
+        return _pixels_of_timm(backbone.name)
+
+
+def _pixels_of_timm(name: str) -> tuple[Pixels, str] | None:
+    """As timm trained the weights that it has under this name."""
+    from timm.models import get_pretrained_cfg  # takes a second
+
+    cfg = get_pretrained_cfg(name)
+    if cfg is None:
+        return None
+    interpolation = cfg.interpolation if cfg.interpolation in INTERPOLATIONS else "bilinear"
+    pixels = Pixels(
+        mean=cfg.mean, std=cfg.std, crop_ratio=cfg.crop_pct, interpolation=interpolation
+    )
+    return pixels, f"timm's {name}, trained at {cfg.input_size[-1]} px"
 
 
 def holds_model(path: Path) -> bool:

@@ -59,6 +59,20 @@ def open_run_dir(cfg: TrainConfig) -> dict[str, Any] | None:
     return state
 
 
+def refuse_changes(cfg: TrainConfig, changes: list[str]) -> None:
+    """Refuse to go on with a run whose data have changed, unless ``cfg.force``.
+
+    Raises:
+        ConfigError: with the changes.
+    """
+    if changes and not cfg.force:
+        raise ConfigError(
+            f"run_dir={cfg.run_dir} began with other data than data.root={cfg.data.root} holds "
+            f"now: {'; '.join(changes)}. Restore them, begin another run in another run_dir, or "
+            "give force=true to go on with what is there"
+        )
+
+
 def _contents(run_dir: Path) -> list[str]:
     """Names in the folder, which is made if need be and tried for writing."""
     try:

@@ -19,14 +19,15 @@ from mrl.config import ConfigError, TrainConfig, to_dict, to_yaml
 from mrl.console import announce, epoch_line, progress_bar, resolved_values
 from mrl.data import build_loader, load_splits
 from mrl.data.batches import mix
-from mrl.distributed import Ranks, all_reduce_sum, gather_objects
+from mrl.data_notes import Noted, changes, noted_holdout, notes_of, pick_pixels
+from mrl.distributed import Ranks, all_reduce_sum, from_rank_0, gather_objects
 from mrl.initial_weights import load_backbone_weights
 from mrl.mixing import build_mix
 from mrl.model import MRLModel, model_for
 from mrl.nesting import check_weights, sample_weights
 from mrl.optim import freeze, learning_rate, peak_lr, train_mode
 from mrl.precision import autocast, pick_precision
-from mrl.run_dir import open_run_dir
+from mrl.run_dir import open_run_dir, refuse_changes
 from mrl.running_loss import NonFiniteError, RunningLoss, diverged
 from mrl.sharding import shard
 from mrl.stopping import stop_request
@@ -64,7 +65,9 @@ def fit(cfg: TrainConfig, ranks: Ranks, device: torch.device) -> Path:
     """
     saved = open_run_dir(cfg)
     torch.manual_seed(cfg.seed)
-    train_loader, holdout_loader, data_facts = _load_data(cfg, ranks)
+    train_loader, holdout_loader, data_facts = _load_data(
+        cfg, ranks, None if saved is None else saved["data"]
+    )
     model = _build_model(cfg, data_facts, from_scratch=saved is None).to(device)
     precision = pick_precision(cfg.optim.precision.name, device)
     amp = partial(autocast, precision, device)
@@ -79,7 +82,7 @@ def fit(cfg: TrainConfig, ranks: Ranks, device: torch.device) -> Path:
     _set_own_draws(cfg.seed, ranks, saved, device)
     steps = train_loader.steps  # of an epoch
     schedule = _schedule(cfg, steps)
-    resolved = resolved_values(model, schedule)
+    resolved = resolved_values(model, schedule) | {"pixels": data_facts["pixels"]}
     if ranks.is_main:
         announce(cfg, resolved, precision, device, ranks, first_step)
     finished = Path(cfg.run_dir) / FINISHED_NAME
@@ -223,20 +226,22 @@ def _schedule(cfg: TrainConfig, steps: int) -> dict[str, Any]:
     }
 
 
-def _load_data(cfg: TrainConfig, ranks: Ranks) -> tuple[Any, Any, dict[str, Any]]:
+def _load_data(
+    cfg: TrainConfig, ranks: Ranks, noted: Noted | None
+) -> tuple[Any, Any, dict[str, Any]]:
     """Loaders of the training and of the held-out images, and what a checkpoint notes of them."""
     if not ranks.is_main:
         torch.distributed.barrier()  # rank 0 fetches the files
-    splits = load_splits(cfg.data)
+    splits = load_splits(cfg.data, noted_holdout(noted, cfg.data.holdout))
     if ranks.is_main and ranks.world_size > 1:
         torch.distributed.barrier()
+    pixels, word = pick_pixels(cfg, splits, noted)
 
     def loader(split: Any, train: bool) -> Any:
         return build_loader(
             split,
             cfg=cfg.data,
-            mean=splits.mean,
-            std=splits.std,
+            pixels=pixels,
             batch_size=cfg.optim.batch_size,
             train=train,
             seed=cfg.seed,
@@ -244,8 +249,12 @@ def _load_data(cfg: TrainConfig, ranks: Ranks) -> tuple[Any, Any, dict[str, Any]
             world_size=ranks.world_size,
         )
 
+    facts = from_rank_0(lambda: notes_of(splits, pixels), ranks)
+    if noted is not None:
+        refuse_changes(cfg, changes(noted, facts, splits.lost))
+    if ranks.is_main and pixels != splits.pixels:
+        print(f"pixels: {pixels} ({word})")
     holdout_loader = loader(splits.holdout, train=False) if cfg.data.holdout else None
-    facts = {"classes": list(splits.classes), "in_channels": splits.in_channels}
     return loader(splits.train, train=True), holdout_loader, facts
 
 

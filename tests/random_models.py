@@ -3,6 +3,7 @@
 import torch
 
 from mrl.backbones import build_backbone
+from mrl.data import Pixels
 from mrl.export import Source
 from mrl.heads import build_head
 from mrl.model import MRLModel
@@ -21,8 +22,8 @@ def source(kind="nested", granularities=(2, 5, 16), backbone=SMALL, bias=True):
         if tensor.ndim == 1:
             tensor.copy_(torch.rand(tensor.shape) + 0.5)
     channels = backbone["in_channels"]
-    values = {"mean": [0.5] * channels, "std": [0.25] * channels, "classes": list("abc")}
-    return Source(model=model.eval(), backbone=backbone, **values)
+    pixels = Pixels(mean=(0.5,) * channels, std=(0.25,) * channels, interpolation="bicubic")
+    return Source(model=model.eval(), backbone=backbone, pixels=pixels, classes=list("abc"))
 
 
 def images_for(source):

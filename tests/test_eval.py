@@ -16,11 +16,11 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from mrl import config
-from mrl.checkpoint import load_model
 from mrl.config_rules import run_dirs
 from mrl.distributed import Ranks
 from mrl.evaluation import EVALUATORS, as_table, evaluate_run, search_table, subject
 from mrl.evaluation.rows import Row, append_rows
+from mrl.export import read_source
 from mrl.report.rows import read_rows
 from mrl.train_loop import fit
 
@@ -295,10 +295,10 @@ def test_the_head_of_a_checkpoint_needs_its_classes(tiny_run: TinyRun, tmp_path:
 def test_weights_alone_need_a_data_set(tiny_run: TinyRun, tmp_path: Path, monkeypatch) -> None:
     """As a file of the authors' comes: no config, no class list."""
     run_dir = train(tiny_run())
-    model = load_model(run_dir)
+    source = replace(read_source(run_dir), classes=None)
     file = tmp_path / "r50_mrl1.pt"
     torch.save({"fc.weight": torch.zeros(2)}, file)  # no checkpoint of this project
-    monkeypatch.setattr(subject, "load_model", lambda path: model)
+    monkeypatch.setattr(subject, "read_source", lambda path: source)
     base = [f"ckpt={file}", f"out={tmp_path}/out", "device=cpu"]
     with pytest.raises(ValueError, match="does not say what data it was trained on"):
         evaluate_run(file, compose_eval(*base))

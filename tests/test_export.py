@@ -92,7 +92,7 @@ def test_safetensors_and_description_read_back(tmp_path, kind, bias):
 def test_a_run_goes_through_every_form(tmp_path, run_dir):
     trained = read_source(run_dir)
     assert trained.classes == [str(c) for c in trained.classes]
-    assert trained.mean == [0.5] * 3
+    assert trained.pixels.mean == (0.5,) * 3
     assert_same(trained, mrl.load_model(run_dir))
     SCRIPT["main"]([str(run_dir), "--to", "safetensors", "--out", f"{tmp_path}/new/x.safetensors"])
     assert_same(trained, mrl.load_model(tmp_path / "new/x.safetensors"))

@@ -5,7 +5,7 @@ A batch is ``(images, labels)``: float32 (N, C, H, W), normalised, and int64 (N,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,13 +16,14 @@ from mrl.data.datasets import ImageDataset, Splits, load_splits
 from mrl.data.errors import DataError
 from mrl.data.ffcv_loader import FFCVLoader
 from mrl.data.memory_loader import MemoryLoader
+from mrl.data.pixels import Pixels
 from mrl.data.progressive import train_size
 from mrl.data.torch_loader import FileLoader
 
 if TYPE_CHECKING:  # mrl.config needs Hydra; loading data does not
     from mrl.config import DataConfig
 
-__all__ = ["DataError", "ImageDataset", "Loader", "Splits", "build_loader", "load_splits"]
+__all__ = ["DataError", "ImageDataset", "Loader", "Pixels", "Splits", "build_loader", "load_splits"]
 
 
 class Loader(Protocol):
@@ -40,8 +41,7 @@ def build_loader(
     dataset: ImageDataset,
     *,
     cfg: DataConfig,
-    mean: Sequence[float],
-    std: Sequence[float],
+    pixels: Pixels,
     batch_size: int,
     train: bool,
     seed: int,
@@ -70,7 +70,7 @@ def build_loader(
         world_size=world_size,
     )
     if isinstance(dataset.images, Tensor):
-        return MemoryLoader(dataset, plan, mean=mean, std=std, flip=cfg.flip, pad=cfg.pad)
+        return MemoryLoader(dataset, plan, pixels=pixels, flip=cfg.flip, pad=cfg.pad)
     sizes: dict[str, Any] = {
         "image_size": cfg.image_size,
         "size_at": partial(
@@ -84,8 +84,7 @@ def build_loader(
         return FFCVLoader(
             dataset,
             plan,
-            mean=mean,
-            std=std,
+            pixels=pixels,
             **sizes,
             flip=cfg.flip,
             threads=cfg.workers,
@@ -95,8 +94,7 @@ def build_loader(
     return FileLoader(
         dataset,
         plan,
-        mean=mean,
-        std=std,
+        pixels=pixels,
         **sizes,
         flip=cfg.flip,
         workers=cfg.workers,

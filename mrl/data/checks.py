@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from mrl.data.errors import DataError
+from mrl.data.pixels import INTERPOLATIONS
 
 if TYPE_CHECKING:  # mrl.config needs Hydra; loading data does not
     from mrl.config import DataConfig
@@ -22,6 +24,7 @@ def check(cfg: DataConfig) -> None:
     _check_data_set(cfg)
     _check_loader(cfg)
     _check_sizes(cfg)
+    _check_pixels(cfg)
     if cfg.rand_augment is not None:
         rand_augment(cfg.rand_augment, cfg.image_size, (0.5, 0.5, 0.5))
 
@@ -70,6 +73,8 @@ def _check_data_set(cfg: DataConfig) -> None:
         ("train_sizes", None),
         ("ramp_epochs", None),
         ("rand_augment", None),
+        ("crop_ratio", None),
+        ("interpolation", None),
     ):
         value = getattr(cfg, key)
         if value != neutral:
@@ -110,3 +115,26 @@ def _check_sizes(cfg: DataConfig) -> None:
         raise DataError(f"data.train_sizes must be two sizes in pixels, got {sizes}")
     if len(ramp) != 2 or not 0 <= ramp[0] <= ramp[1]:
         raise DataError(f"data.ramp_epochs must be two epochs, the first not later, got {ramp}")
+
+
+def _check_pixels(cfg: DataConfig) -> None:
+    if (cfg.mean is None) != (cfg.std is None) or len(cfg.mean or ()) != len(cfg.std or ()):
+        raise DataError(
+            f"data.mean={cfg.mean} and data.std={cfg.std} need each other: one of each for every "
+            "channel"
+        )
+    if not all(0 < value < math.inf for value in cfg.std or ()):
+        raise DataError(f"data.std must be positive, of pixels scaled to 0..1, got {cfg.std}")
+    if not all(map(math.isfinite, cfg.mean or ())):
+        raise DataError(f"data.mean must be finite, of pixels scaled to 0..1, got {cfg.mean}")
+    if cfg.crop_ratio is not None and not 0 < cfg.crop_ratio <= 1:
+        raise DataError(f"data.crop_ratio must lie in (0, 1], got {cfg.crop_ratio}")
+    if cfg.interpolation not in (None, *INTERPOLATIONS):
+        raise DataError(
+            f"data.interpolation must be one of {', '.join(INTERPOLATIONS)}, "
+            f"got {cfg.interpolation}"
+        )
+    if cfg.interpolation is not None and cfg.loader.name == "ffcv":
+        raise DataError(
+            f"data.interpolation={cfg.interpolation} needs data.loader=torch: FFCV averages areas"
+        )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from mrl.data.batches import generator
 from mrl.data.beton import Beton, read_beton
 from mrl.data.checks import check
 from mrl.data.errors import DataError
+from mrl.data.identity import names_of
+from mrl.data.pixels import Pixels
 
 if TYPE_CHECKING:  # mrl.config needs Hydra; training data does not
     from mrl.config import DataConfig
@@ -40,6 +42,7 @@ class ImageDataset:
     labels: Tensor  # int64 (N,)
     classes: list[str]
     beton: Beton | None = None
+    root: Path = Path()  # folder below which encoded paths are names
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
@@ -69,9 +72,9 @@ class Splits:
     holdout: ImageDataset
     test: ImageDataset
     classes: list[str]
-    mean: tuple[float, ...]  # of each channel, pixels scaled to 0..1
-    std: tuple[float, ...]
+    pixels: Pixels  # of the data set
     in_channels: int
+    lost: list[str]  # held-out files that a run noted and that are gone
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -79,32 +82,53 @@ class Source:
     """One data set: ``load`` returns the whole of train, and test."""
 
     load: Callable[[DataConfig], tuple[ImageDataset, ImageDataset]]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    pixels: Pixels
 
 
-def load_splits(cfg: DataConfig) -> Splits:
+def load_splits(cfg: DataConfig, noted: Mapping[str, Any] | None = None) -> Splits:
     """Load a data set, fetching it if need be, and hold ``cfg.holdout`` images out of train.
 
     Which images are held out depends on the data set and ``cfg.holdout`` alone. Under several
     processes let one of them call this first, so that files are fetched once.
 
+    Args:
+        noted: what a run noted of this data set: its classes, in their order, and the names of
+            the files that it held out. They are held out again, whatever came to the folder since.
+
     Raises:
         DataError: for files that cannot be found, fetched or used, and for unusable values.
     """
-    source = SOURCES[cfg.name.name]
+    source, noted = SOURCES[cfg.name.name], noted or {}
     check(cfg)
-    whole, test = source.load(cfg)
-    train, holdout = hold_out(whole, cfg.holdout)
+    whole, test = (
+        in_class_order(part, noted.get("classes", part.classes)) for part in source.load(cfg)
+    )
+    held_out, there = noted.get("holdout"), names_of(whole)
+    if held_out is None or there is None:
+        train, holdout = hold_out(whole, cfg.holdout)
+    else:
+        train, holdout = hold_out_again(whole, there, {*held_out})
     return Splits(
         train=train,
         holdout=holdout,
         test=test,
         classes=whole.classes,
-        mean=source.mean,
-        std=source.std,
-        in_channels=len(source.mean),
+        pixels=source.pixels,
+        in_channels=len(source.pixels.mean),
+        lost=sorted({*(held_out or ())} - {*(there or ())}),
     )
+
+
+def in_class_order(dataset: ImageDataset, classes: Sequence[str]) -> ImageDataset:
+    """The data set with its labels counted in ``classes``, if these are its own in another order.
+
+    Folders may sort otherwise on another system; their images come in the order of the labels.
+    """
+    if list(classes) == dataset.classes or sorted(classes) != sorted(dataset.classes):
+        return dataset
+    place = torch.tensor([classes.index(name) for name in dataset.classes])
+    renamed = replace(dataset, labels=place[dataset.labels], classes=list(classes))
+    return renamed.subset(renamed.labels.argsort(stable=True))
 
 
 def hold_out(whole: ImageDataset, count: int) -> tuple[ImageDataset, ImageDataset]:
@@ -115,6 +139,15 @@ def hold_out(whole: ImageDataset, count: int) -> tuple[ImageDataset, ImageDatase
         )
     order = torch.randperm(len(whole), generator=generator(HOLDOUT_SEED))
     return whole.subset(order[count:].sort().values), whole.subset(order[:count].sort().values)
+
+
+def hold_out_again(
+    whole: ImageDataset, names: Sequence[str], held_out: Set[str]
+) -> tuple[ImageDataset, ImageDataset]:
+    """(the rest, the images ``held_out``); ``names`` are those of the images of ``whole``."""
+    chosen = torch.tensor([name in held_out for name in names], dtype=torch.bool)
+    train, holdout = (whole.subset(part.nonzero()[:, 0]) for part in (~chosen, chosen))
+    return train, holdout
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -172,7 +205,7 @@ def _image_folder(cfg: DataConfig) -> tuple[ImageDataset, ImageDataset]:
     if cfg.loader.name == "ffcv":
         return _beton_splits(_root(cfg), classes)
     train, test = (
-        ImageDataset(images=paths, labels=labels, classes=names)
+        ImageDataset(images=paths, labels=labels, classes=names, root=_root(cfg))
         for paths, labels, names in image_folder.scan(_root(cfg), classes)
     )
     return train, test
@@ -220,11 +253,22 @@ def _synthetic(cfg: DataConfig) -> tuple[ImageDataset, ImageDataset]:
 # Fashion-MNIST's statistics were computed from its 60000 training images; the others are the usual
 # published ones.
 SOURCES = {
-    "fashion_mnist": Source(load=_fashion_mnist, mean=(0.2860,), std=(0.3530,)),
-    "cifar10": Source(load=_cifar, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
-    "cifar100": Source(load=_cifar, mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
-    "imagefolder": Source(
-        load=_image_folder, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    "fashion_mnist": Source(load=_fashion_mnist, pixels=Pixels(mean=(0.2860,), std=(0.3530,))),
+    "cifar10": Source(
+        load=_cifar, pixels=Pixels(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
     ),
-    "synthetic": Source(load=_synthetic, mean=(0.5,) * 3, std=(0.25,) * 3),
+    "cifar100": Source(
+        load=_cifar, pixels=Pixels(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762))
+    ),
+    "imagefolder": Source(
+        load=_image_folder, pixels=Pixels(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    ),
+    "synthetic": Source(load=_synthetic, pixels=Pixels(mean=(0.5,) * 3, std=(0.25,) * 3)),
 }
+
+
+def noted_pixels(noted: Mapping[str, Any], cfg: DataConfig) -> Pixels:
+    """Those that a run noted; runs of older versions had those of their data set."""
+    if "pixels" in noted:
+        return Pixels.from_dict(noted["pixels"])
+    return SOURCES[cfg.name.name].pixels

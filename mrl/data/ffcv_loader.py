@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from importlib import import_module
@@ -28,9 +28,10 @@ from torch import Tensor
 
 from mrl.data.batches import BatchPlan, mix
 from mrl.data.beton import JPEG
-from mrl.data.crops import EVAL_SHARE, central_boxes, draw_crops
+from mrl.data.crops import central_boxes, draw_crops
 from mrl.data.datasets import ImageDataset
 from mrl.data.errors import DataError
+from mrl.data.pixels import Pixels
 
 AHEAD = 3  # batches prepared while one is used
 
@@ -46,7 +47,6 @@ class FFCVLoader:
         os_cache: the file is mapped, and the system's page cache holds what fits; otherwise whole
             pages are read when needed and dropped after use.
         quasi_random: training order in which images of a page come close together.
-        crop_ratio: side of evaluation's central square, as a share of the picture's shorter side.
 
     Raises:
         DataError: if FFCV is not installed, or quasi_random is asked for with several ranks.
@@ -57,15 +57,13 @@ class FFCVLoader:
         dataset: ImageDataset,
         plan: BatchPlan,
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
+        pixels: Pixels,
         image_size: int,
         size_at: Callable[[int], int],
         flip: bool,
         threads: int,
         os_cache: bool,
         quasi_random: bool,
-        crop_ratio: float = EVAL_SHARE,
     ) -> None:
         assert dataset.beton is not None and isinstance(dataset.images, np.ndarray)
         if quasi_random and plan.train and plan.world_size > 1:
@@ -75,7 +73,7 @@ class FFCVLoader:
             )
         self.beton, self.dataset, self.plan = dataset.beton, dataset, plan
         self.image_size, self.size_at, self.flip = image_size, size_at, flip
-        self.crop_ratio = crop_ratio
+        self.crop_ratio = pixels.crop_ratio
         ffcv = _import_ffcv()
         self.numba = ffcv.numba
         self.threads = min(max(threads, 1), self.numba.config.NUMBA_NUM_THREADS)
@@ -85,7 +83,7 @@ class FFCVLoader:
         self.fill = _compiled(ffcv, self.cache, parallel=self.threads > 1)
         self.memory = _Memory(plan.per_rank)
         levels = np.arange(256)[:, None] / 255
-        self.table = ((levels - np.array(mean)) / np.array(std)).astype(np.float32)
+        self.table = ((levels - np.array(pixels.mean)) / np.array(pixels.std)).astype(np.float32)
 
     @property
     def steps(self) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mrl.data.batches import BatchPlan, generator
 from mrl.data.datasets import ImageDataset
+from mrl.data.pixels import Pixels
 
 
 class MemoryLoader:
@@ -21,15 +22,14 @@ class MemoryLoader:
         dataset: ImageDataset,
         plan: BatchPlan,
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
+        pixels: Pixels,
         flip: bool,
         pad: int,
     ) -> None:
         assert isinstance(dataset.images, Tensor)
         self.images_NCHW, self.labels_N = dataset.images, dataset.labels
         self.plan, self.flip, self.pad = plan, flip, pad
-        self.mean, self.std = mean, std
+        self.mean, self.std = pixels.mean, pixels.std
         # Each image is mirrored in every other epoch, from a random side on: seen both ways in two
         # epochs, where independent draws would show a half of them one way twice (Jordan 2024).
         self.first_flips_N = flip & (torch.rand(len(dataset), generator=generator(plan.seed)) < 0.5)

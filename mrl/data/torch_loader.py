@@ -25,6 +25,7 @@ from mrl.data.datasets import ImageDataset
 from mrl.data.errors import DataError
 from mrl.data.image_folder import CorruptImageError, decode
 from mrl.data.memory_loader import normalise
+from mrl.data.pixels import Pixels
 
 Transform = Callable[[Image.Image, int, int], Image.Image]  # image, epoch, index
 # Image uint8 (3, H, W) and label. What is wrong with a file is handed over, for the main process to
@@ -41,7 +42,6 @@ class FileLoader:
         skip_corrupt: leave files that cannot be decoded out of their batches, with a warning that
             names each file once; ``skipped`` holds them. Otherwise such a file is a DataError.
         policy: of RandAugment in timm's notation, for training; None: none.
-        crop_ratio, interpolation: of evaluation's crop, see :func:`eval_transform`.
     """
 
     def __init__(
@@ -49,28 +49,25 @@ class FileLoader:
         dataset: ImageDataset,
         plan: BatchPlan,
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
+        pixels: Pixels,
         image_size: int,
         size_at: Callable[[int], int],
         flip: bool,
         workers: int,
         skip_corrupt: bool,
         policy: str | None,
-        crop_ratio: float = EVAL_SHARE,
-        interpolation: str = "bilinear",
     ) -> None:
         if plan.train:
-            transform: Transform = _TrainTransform(plan.seed, size_at, flip, policy, tuple(mean))
+            transform: Transform = _TrainTransform(plan.seed, size_at, flip, policy, pixels)
         else:
-            central = eval_transform(image_size, crop_ratio, interpolation)
+            central = eval_transform(image_size, pixels.crop_ratio, pixels.interpolation)
 
             def transform(image: Image.Image, epoch: int, index: int) -> Image.Image:
                 return central(image)
 
         self.files = _Files(dataset, transform)
         self.plan, self.workers, self.skip_corrupt = plan, workers, skip_corrupt
-        self.collate = partial(_collate, mean=mean, std=std)
+        self.collate = partial(_collate, mean=pixels.mean, std=pixels.std)
         self.skipped: set[str] = set()
 
     @property
@@ -140,10 +137,11 @@ class _TrainTransform:
         size_at: Callable[[int], int],
         flip: bool,
         policy: str | None,
-        mean: tuple[float, ...],
+        pixels: Pixels,
     ) -> None:
         self.seed, self.size_at, self.flip = seed, size_at, flip
-        self.policy, self.mean = policy, mean
+        self.policy, self.mean = policy, pixels.mean
+        self.resampling = Image.Resampling[pixels.interpolation.upper()]
 
     def __call__(self, image: Image.Image, epoch: int, index: int) -> Image.Image:
         size = self.size_at(epoch)
@@ -157,7 +155,7 @@ class _TrainTransform:
         )
         top, left, height, width = box.tolist()
         image = image.crop((left, top, left + width, top + height))
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
+        image = image.resize((size, size), self.resampling)
         if mirrored:
             image = ImageOps.mirror(image)
         if self.policy is None:

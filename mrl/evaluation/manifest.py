@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from mrl.data import ImageDataset
+from mrl.data.identity import identify
 from mrl.model import MRLModel
 
-FORMAT = 2  # of the cache; another number makes everything again
+FORMAT = 3  # of the cache; another number makes everything again
 
 
 def model_hash(model: torch.nn.Module) -> str:
@@ -19,18 +20,6 @@ def model_hash(model: torch.nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         digest.update(_bytes(tensor))
-    return digest.hexdigest()
-
-
-def dataset_hash(dataset: ImageDataset) -> str:
-    """SHA-256 over labels and pixels, or over labels and paths (or places in a .beton)."""
-    digest = hashlib.sha256(_bytes(dataset.labels))
-    if dataset.beton is not None:
-        digest.update(dataset.beton.digest.encode())
-    images = dataset.images
-    digest.update(
-        _bytes(images if isinstance(images, Tensor) else torch.from_numpy(images.view("u1")))
-    )
     return digest.hexdigest()
 
 
@@ -50,7 +39,7 @@ def describe(
         "dataset": name,
         "split": split,
         "num_images": len(dataset),
-        "images": dataset_hash(dataset),
+        "images": identify(dataset).exact,
         "transform": dict(transform),
         "width": model.embed_dim,
         "type": feature_type,

@@ -38,6 +38,7 @@ def load_queries(
         images=np.array([os.fsencode(path) for path, _ in shown], dtype=np.bytes_),
         labels=torch.tensor([label for _, label in shown], dtype=torch.int64),
         classes=list(classes),
+        root=folder,
     )
 
 

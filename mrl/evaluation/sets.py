@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mrl.data import ImageDataset, Loader, Splits, build_loader, load_splits
-from mrl.distributed import Ranks, gather_objects
+from mrl.data_notes import changes, notes_of
+from mrl.distributed import Ranks, from_rank_0, gather_objects
 from mrl.evaluation.class_matching import ClassMatch, match_classes, read_classes_map
 from mrl.evaluation.contract import Features
 from mrl.evaluation.features import extract
@@ -42,7 +43,10 @@ def load_sets(
             folders that are none of its classes.
     """
     with _rank_0_first(ranks):
-        splits = load_splits(subject.data) if needs_bank or cfg.queries is None else None
+        needed = needs_bank or cfg.queries is None
+        splits = load_splits(subject.data, subject.noted) if needed else None
+    if splits is not None and ranks.is_main:
+        _say_changes(subject, splits)
     classes_map = None
     if cfg.queries is not None:
         if cfg.queries.classes_map is not None:
@@ -54,9 +58,9 @@ def load_sets(
         queries = getattr(splits, cfg.split.name)
         name, split = subject.dataset, cfg.split.name
     channels = 3 if splits is None else splits.in_channels
-    if channels != len(subject.mean):
+    if channels != len(subject.pixels.mean):
         raise ValueError(
-            f"the model takes {len(subject.mean)} channels, the images have {channels}"
+            f"the model takes {len(subject.pixels.mean)} channels, the images have {channels}"
         )
     if not len(queries):
         raise ValueError(f"split={split} has no images (of holdout: data.holdout is 0)")
@@ -73,6 +77,14 @@ def load_sets(
     if sets.bank is not None:
         sets.in_bank = match_classes(queries.classes, sets.bank.classes, classes_map)
     return sets
+
+
+def _say_changes(subject: Subject, splits: Splits) -> None:
+    """Warn where the data are not those that the run was trained on."""
+    if subject.noted is None:
+        return
+    for change in changes(subject.noted, notes_of(splits, subject.pixels), splits.lost):
+        print(f"warning: since the run began its data have changed: {change}")
 
 
 def _head_classes(subject: Subject, splits: Splits | None) -> list[str]:
@@ -122,8 +134,8 @@ def _encode(
     device: torch.device,
 ) -> Features:
     may_skip = data.on_corrupt.name == "skip"
-    mean, std = subject.mean, subject.std
-    transform = {"image_size": data.image_size, "mean": list(mean), "std": list(std)}
+    pixels = subject.pixels
+    transform = {"image_size": data.image_size, **pixels.to_dict()}
     if data.loader.name != "torch":
         transform["loader"] = data.loader.name
     if may_skip:
@@ -132,20 +144,23 @@ def _encode(
     def load(rows: range, batch_size: int) -> Loader:
         part = dataset if len(rows) == len(dataset) else dataset.subset(torch.tensor(rows))
         return build_loader(
-            part, cfg=data, mean=mean, std=std, batch_size=batch_size, train=False, seed=0
+            part, cfg=data, pixels=pixels, batch_size=batch_size, train=False, seed=0
         )
 
-    return extract(
-        subject.model,
-        load,
-        describe(
+    def described() -> dict[str, Any]:
+        return describe(
             subject.model,
             dataset,
             name=name,
             split=split,
             transform=transform,
             feature_type=cfg.feature_type.name,
-        ),
+        )
+
+    return extract(
+        subject.model,
+        load,
+        from_rank_0(described, ranks),
         subject.folder / "features",
         batch_size=cfg.batch_size,
         device=device,

@@ -1,12 +1,15 @@
 """The model under judgement: out of a run, or out of a checkpoint that may be the authors'."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mrl.checkpoint import CheckpointError, config_of, load_checkpoint, load_model, model_of
-from mrl.data.datasets import SOURCES
+from mrl.checkpoint import CheckpointError, config_of, load_checkpoint, model_of
+from mrl.data import Pixels
+from mrl.data.datasets import noted_pixels
+from mrl.export import read_source
 from mrl.model import MRLModel
 
 if TYPE_CHECKING:
@@ -24,9 +27,9 @@ class Subject:
     commit: str  # of the code that trained it
     data: "DataConfig"
     dataset: str  # what rows call that data set
-    mean: tuple[float, ...]  # of each channel, with which the model was trained
-    std: tuple[float, ...]
+    pixels: Pixels  # as its weights were trained
     classes: list[str] | None  # of its head; None: not known
+    noted: Mapping[str, Any] | None  # what the run noted of ``data``; None: that is other data
 
 
 def load_subject(path: Path, cfg: "EvalConfig") -> Subject:
@@ -39,10 +42,9 @@ def load_subject(path: Path, cfg: "EvalConfig") -> Subject:
     try:
         state = load_checkpoint(path)
     except CheckpointError:
-        return _foreign(path, load_model(path), cfg)
+        return _foreign(path, cfg)
     trained = config_of(state)
     own = trained.data if cfg.data_root is None else replace(trained.data, root=cfg.data_root)
-    source = SOURCES[own.name.name]
     run_dir = path if path.is_dir() else path.parent
     return Subject(
         model=model_of(state),
@@ -52,34 +54,40 @@ def load_subject(path: Path, cfg: "EvalConfig") -> Subject:
         commit=_commit(run_dir),
         data=cfg.data or own,
         dataset=own.name.name if cfg.data is None else dataset_name(cfg.data),
-        mean=source.mean,
-        std=source.std,
+        pixels=_overridden(noted_pixels(state["data"], own), cfg),
         classes=state["data"]["classes"],
+        noted=state["data"] if cfg.data is None else None,
     )
 
 
-def _foreign(path: Path, model: MRLModel, cfg: "EvalConfig") -> Subject:
-    """A file with weights alone: its data set, statistics and classes come from elsewhere."""
+def _foreign(path: Path, cfg: "EvalConfig") -> Subject:
+    """An export or one of the authors' files: the data set comes from elsewhere."""
+    source = read_source(path)
     if cfg.data is None:
         raise ValueError(
             f"{path} does not say what data it was trained on: give data=imagefolder "
             "data.root=FOLDER (ImageNet's, with train/ and val/; for queries=... with "
             "'evals=[classify]' the folder need not be there)"
         )
-    source = SOURCES[cfg.data.name.name]
-    num_classes = model.head.num_classes
+    classes = source.classes
+    if classes is None and source.model.head.num_classes == 1000:
+        classes = imagenet_1k()
     return Subject(
-        model=model,
+        model=source.model,
         folder=Path(cfg.out or path.parent),
         experiment=path.stem,
         seed=0,
         commit="unknown",
         data=cfg.data,
         dataset=dataset_name(cfg.data),
-        mean=source.mean,
-        std=source.std,
-        classes=imagenet_1k() if num_classes == 1000 else None,
+        pixels=_overridden(source.pixels, cfg),
+        classes=classes,
+        noted=None,
     )
+
+
+def _overridden(pixels: Pixels, cfg: "EvalConfig") -> Pixels:
+    return pixels if cfg.data is None else pixels.overridden(cfg.data)
 
 
 def imagenet_1k() -> list[str]:

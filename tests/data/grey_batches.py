@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mrl.config import DataConfig
-from mrl.data import Loader, build_loader, load_splits
+from mrl.data import Loader, Pixels, build_loader, load_splits
 
 LEVEL = 1 / 255
 
@@ -16,8 +16,7 @@ def make_loader(
     return build_loader(
         getattr(load_splits(cfg), part),
         cfg=cfg,
-        mean=(0,) * 3,
-        std=(LEVEL,) * 3,
+        pixels=Pixels(mean=(0,) * 3, std=(LEVEL,) * 3),
         batch_size=batch_size,
         train=train,
         **{"seed": 0} | changes,

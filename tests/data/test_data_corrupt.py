@@ -27,8 +27,7 @@ def make(data_config: MakeConfig, pictures: Path) -> Callable[..., Loader]:
         return build_loader(
             splits.train,
             cfg=cfg,
-            mean=splits.mean,
-            std=splits.std,
+            pixels=splits.pixels,
             batch_size=batch_size,
             train=train,
             seed=seed,

@@ -63,7 +63,7 @@ def test_synthetic_is_deterministic_and_learnable(data_config: MakeConfig) -> No
         assert torch.equal(part.labels, other.labels)
     assert (len(splits.train), len(splits.holdout), len(splits.test)) == (50, 10, 15)
     assert splits.test.labels.bincount().tolist() == [3] * 5
-    assert splits.in_channels == splits.test.images.shape[1] == len(splits.mean) == 3
+    assert splits.in_channels == splits.test.images.shape[1] == len(splits.pixels.mean) == 3
     # Nothing is learnt from memory: the test images are others.
     assert not (splits.test.images[:, None] == splits.train.images).flatten(2).all(2).any()
     distance = torch.cdist(splits.test.images.float().flatten(1), class_patterns(5, 8).flatten(1))

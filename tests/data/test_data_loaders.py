@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mrl.config import DataConfig, LoaderName
-from mrl.data import DataError, ImageDataset, Loader, build_loader, load_splits
+from mrl.data import DataError, ImageDataset, Loader, Pixels, build_loader, load_splits
 from mrl.data.batches import BatchPlan, generator
 from mrl.data.memory_loader import augment, normalise
 
@@ -33,7 +33,7 @@ def loader(request: pytest.FixtureRequest, data_config: MakeConfig) -> Callable[
 
     def make(**changes: Any) -> Loader:
         values = {"batch_size": 4, "train": True, "seed": 0} | changes
-        return build_loader(splits.train, cfg=cfg, mean=splits.mean, std=splits.std, **values)
+        return build_loader(splits.train, cfg=cfg, pixels=splits.pixels, **values)
 
     return make
 
@@ -150,7 +150,12 @@ def test_empty_data_set_is_refused(data_config: MakeConfig) -> None:
     )
     with pytest.raises(DataError, match="data set is empty .*data.holdout is 0"):
         build_loader(
-            empty, cfg=data_config(), mean=(0,), std=(1,), batch_size=4, train=False, seed=0
+            empty,
+            cfg=data_config(),
+            pixels=Pixels(mean=(0,), std=(1,)),
+            batch_size=4,
+            train=False,
+            seed=0,
         )
 
 
@@ -182,7 +187,12 @@ def test_memory_loader_flips_and_shifts_as_told(data_config: MakeConfig) -> None
     def share_unchanged(**changes: Any) -> float:
         cfg = data_config(**changes)
         one = build_loader(
-            splits.train, cfg=cfg, mean=(0,) * 3, std=(1,) * 3, batch_size=64, train=True, seed=0
+            splits.train,
+            cfg=cfg,
+            pixels=Pixels(mean=(0,) * 3, std=(1,) * 3),
+            batch_size=64,
+            train=True,
+            seed=0,
         )
         images = (next(one.batches(epoch=0))[0] * 255).round().to(torch.uint8)
         return sum(image.numpy().tobytes() in plain for image in images) / 64
@@ -197,8 +207,7 @@ def test_two_epochs_show_each_image_both_ways_round(data_config: MakeConfig) -> 
     loader = build_loader(
         splits.train,
         cfg=data_config(flip=True),
-        mean=(0,) * 3,
-        std=(1,) * 3,
+        pixels=Pixels(mean=(0,) * 3, std=(1,) * 3),
         batch_size=16,
         train=True,
         seed=0,
@@ -227,8 +236,7 @@ def folder_loader(data_config: MakeConfig, pictures: Path, **changes: Any) -> Lo
     return build_loader(
         splits.train,
         cfg=cfg,
-        mean=splits.mean,
-        std=splits.std,
+        pixels=splits.pixels,
         batch_size=2,
         train=True,
         seed=0,

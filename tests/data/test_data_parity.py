@@ -88,8 +88,7 @@ def test_normalisation_is_the_same(data_config: MakeConfig, wnids: Path) -> None
         loader = build_loader(
             splits.test,
             cfg=cfg,
-            mean=splits.mean,
-            std=splits.std,
+            pixels=splits.pixels,
             batch_size=60,
             train=False,
             seed=0,
@@ -164,8 +163,7 @@ def test_a_model_learns_the_same_from_both(
         build_loader(
             splits.test,
             cfg=judge,
-            mean=splits.mean,
-            std=splits.std,
+            pixels=splits.pixels,
             batch_size=60,
             train=False,
             seed=0,
