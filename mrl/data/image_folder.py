@@ -1,21 +1,31 @@
 """One's own pictures: ``ROOT/train/CLASS/*`` and ``ROOT/test/CLASS/*`` (or ``val``)."""
 
 import os
+import warnings
 from collections import Counter
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from mrl.data.colours import to_rgb
 from mrl.data.errors import DataError
 
 # Paths are kept as one array of bytes: a list of a million strings would be copied, page by page,
 # into the memory of every loader process, as each look at a string changes its reference count.
 Scanned = tuple[np.ndarray, Tensor, list[str]]  # encoded paths (N,), labels int64 (N,), classes
+# What a file may hold, whatever its ending says. Others that Pillow opens are no pictures of pixels
+# (EPS, for which it would start Ghostscript).
+FORMATS = ["JPEG", "PNG", "BMP", "DIB", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP"]
+if find_spec("PIL.AvifImagePlugin"):  # since Pillow 11.3
+    FORMATS.append("AVIF")
+# Pillow refuses larger pictures; at half that size it warns, of each in each worker and epoch.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class CorruptImageError(DataError):
@@ -72,10 +82,10 @@ def read_classes(path: Path) -> list[str]:
 
 
 def decode(encoded_path: bytes) -> Image.Image:
-    """The image as RGB.
+    """The picture as 8-bit RGB, on white where it is transparent, see :func:`mrl.data.colours`.
 
     Raises:
-        CorruptImageError: naming the file, if it cannot be decoded in full.
+        CorruptImageError: naming the file, if it cannot be decoded in full, or not rightly.
         DataError: naming the file, if it cannot be read at all, as when a mount is gone.
     """
     path = os.fsdecode(encoded_path)
@@ -84,14 +94,16 @@ def decode(encoded_path: bytes) -> Image.Image:
     except OSError as error:
         raise DataError(f"cannot read the image {path}: {error}") from error
     try:
-        with Image.open(BytesIO(content)) as image:
-            return image.convert("RGB")
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
+            return to_rgb(image)
+    except UnidentifiedImageError as error:
+        raise _corrupt(path, f"it is none of {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's decoders raise many types, SyntaxError among them
-        # It would name the buffer.
-        reason = str(error) if "BytesIO" not in str(error) else "it is no image of a known format"
-        raise CorruptImageError(
-            f"cannot decode the image {path}: {reason}. Replace or delete it"
-        ) from error
+        raise _corrupt(path, str(error).rstrip(".") or repr(error)) from error
+
+
+def _corrupt(path: str, reason: str) -> CorruptImageError:
+    return CorruptImageError(f"cannot decode the image {path}: {reason}. Replace or delete it")
 
 
 def _need(folder: Path) -> Path:
