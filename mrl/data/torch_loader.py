@@ -129,12 +129,12 @@ def eval_transform(
     resampling = Image.Resampling[interpolation.upper()]
 
     def transform(image: Image.Image) -> Image.Image:
-        size = tuple(shorter * side // min(image.size) for side in image.size)
-        left, top = (round((side - image_size) / 2) for side in size)
+        width, height = (shorter * side // min(image.size) for side in image.size)
+        left, top = round((width - image_size) / 2), round((height - image_size) / 2)
         square = (left, top, left + image_size, top + image_size)
-        if size[0] * size[1] <= LARGEST_RESIZED:
-            return image.resize(size, resampling).crop(square)
-        across, down = image.width / size[0], image.height / size[1]
+        if width * height <= LARGEST_RESIZED:
+            return image.resize((width, height), resampling).crop(square)
+        across, down = image.width / width, image.height / height
         part = (square[0] * across, square[1] * down, square[2] * across, square[3] * down)
         return image.resize((image_size, image_size), resampling, box=part)
 
