@@ -29,7 +29,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class CorruptImageError(DataError):
-    """A file that is there and can be read, but not decoded in full."""
+    """A file that is there and can be read, but not decoded in full, or not rightly."""
 
 
 def scan(root: Path, classes_file: Path | None = None) -> tuple[Scanned, Scanned]:
