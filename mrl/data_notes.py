@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from mrl.data import DataError, Pixels, Splits
 from mrl.data.datasets import noted_pixels
+from mrl.data.errors import some
 from mrl.data.identity import identify, names_of
-from mrl.data.image_folder import some
 from mrl.initial_weights import pixels_of_weights
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from mrl import config
 from mrl.checkpoint import load_checkpoint
 from mrl.config import ConfigError
 from mrl.data import DataError, Pixels
+from mrl.data.class_folders import class_folders
 from mrl.distributed import Ranks
 from mrl.evaluation import evaluate_run
 from mrl.export import export_safetensors, read_source
@@ -110,9 +111,8 @@ def test_resuming_matches_classes_by_name_where_folders_sort_otherwise(run_of, m
     straight = load_checkpoint(train(run_of("run_dir=" + str(run_of().run_dir) + "1")))
     cfg = run_of()
     train(replace(cfg, optim=replace(cfg.optim, epochs=1)))
-    names = "mrl.data.image_folder._class_names"
-    original = __import__("mrl.data.image_folder", fromlist=["x"])._class_names
-    monkeypatch.setattr(names, lambda folder: original(folder)[::-1])
+    backwards = lambda root: dict(reversed(class_folders(root).items()))  # noqa: E731
+    monkeypatch.setattr("mrl.data.image_folder.class_folders", backwards)
     resumed = load_checkpoint(train(replace(cfg, resume=True, force=True)))
     assert resumed["data"]["classes"] == ["blue", "red"]
     rows = {(r.metric, r.granularity): r.value for r in evaluate(Path(cfg.run_dir))}

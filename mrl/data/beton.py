@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from mrl.data.class_folders import same_name
 from mrl.data.errors import DataError
 
 FORMAT = 1  # of the manifest
@@ -78,7 +79,8 @@ def read_beton(path: Path) -> Beton:
         header, samples, digest = _read_index(path, file)
     if digest != manifest["digest"] or header["num_images"] != manifest["num_images"]:
         raise _broken(path, f"its contents are not those that {manifest_path(path).name} describes")
-    return Beton(path=path, classes=manifest["classes"], samples=samples, digest=digest)
+    classes = [same_name(name) for name in manifest["classes"]]
+    return Beton(path=path, classes=classes, samples=samples, digest=digest)
 
 
 def index_digest(header: bytes, descriptors: bytes, samples: bytes, table: bytes) -> str:

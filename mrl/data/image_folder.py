@@ -1,25 +1,35 @@
 """One's own pictures: ``ROOT/train/CLASS/*`` and ``ROOT/test/CLASS/*`` (or ``val``)."""
 
 import os
-from collections import Counter
+import warnings
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from mrl.data.errors import DataError
+from mrl.data.class_folders import class_folders, find_pictures, repeated, same_name
+from mrl.data.colours import to_rgb
+from mrl.data.errors import DataError, some
 
 # Paths are kept as one array of bytes: a list of a million strings would be copied, page by page,
 # into the memory of every loader process, as each look at a string changes its reference count.
 Scanned = tuple[np.ndarray, Tensor, list[str]]  # encoded paths (N,), labels int64 (N,), classes
+# What a file may hold, whatever its ending says. Others that Pillow opens are no pictures of pixels
+# (EPS, for which it would start Ghostscript).
+FORMATS = ["JPEG", "PNG", "BMP", "DIB", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP"]
+if find_spec("PIL.AvifImagePlugin"):  # since Pillow 11.3
+    FORMATS.append("AVIF")
+# Pillow refuses larger pictures; at half that size it warns, of each in each worker and epoch.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class CorruptImageError(DataError):
-    """A file that is there and can be read, but not decoded in full."""
+    """A file that is there and can be read, but not decoded in full, or not rightly."""
 
 
 def scan(root: Path, classes_file: Path | None = None) -> tuple[Scanned, Scanned]:
@@ -36,46 +46,50 @@ def scan(root: Path, classes_file: Path | None = None) -> tuple[Scanned, Scanned
         DataError: if a folder is missing or empty, or the classes of the two splits differ.
     """
     wanted = None if classes_file is None else read_classes(classes_file)
-    train = _scan_split(_need(root / "train"), wanted)
-    test_folder = next((root / s for s in ("test", "val") if _class_names(root / s)), None)
-    if test_folder is None:
+    train, test = class_folders(root / "train"), _test_folders(root)
+    if not train:
+        raise DataError(
+            f"no class folders in {(root / 'train').absolute()}: data.root must be a folder with "
+            "train/CLASS/IMAGES and test/CLASS/IMAGES (or val/)"
+        )
+    if not test:
         raise DataError(
             f"no folder of test images: {root.absolute()} needs test/CLASS/ or val/CLASS/ "
             f"with the same classes as train/"
         )
-    test = _scan_split(test_folder, wanted)
-    only_train, only_test = sorted({*train[2]} - {*test[2]}), sorted({*test[2]} - {*train[2]})
-    if only_train or only_test:
-        raise DataError(
-            f"the class folders of {root / 'train'} and {test_folder} differ: "
-            f"only in train: {some(only_train)}; only in {test_folder.name}: {some(only_test)}"
-        )
-    return train, test
+    scanned = _scan_split(train, wanted), _scan_split(test, wanted)
+    if wanted is None:
+        _check_same(train, test)
+    return scanned
 
 
 def read_classes(path: Path) -> list[str]:
-    """The class names in a text file: one a line, blank lines left out.
+    """The class names in a text file of UTF-8: one a line, blank lines left out.
 
     Raises:
         DataError: if it cannot be read, names no class, or names one twice.
     """
     try:
-        lines = path.expanduser().read_text().splitlines()
+        text = path.expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the list of classes {path}: {error}") from error
-    names = [line.strip() for line in lines if line.strip()]
-    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
-    if not names or repeated:
-        reason = f"it repeats {some(repeated)}" if names else "it is empty"
+        raise DataError(
+            f"cannot read the list of classes {path}: {error}. It must be a text file in UTF-8"
+        ) from error
+    # Windows' editors begin a file with a byte order mark, which joining files moves into the text.
+    lines = text.replace("\ufeff", "").splitlines()
+    names = [same_name(line.strip()) for line in lines if line.strip()]
+    twice = repeated(names)
+    if not names or twice:
+        reason = f"it repeats {some(twice)}" if names else "it is empty"
         raise DataError(f"cannot use the list of classes {path}: {reason}")
     return names
 
 
 def decode(encoded_path: bytes) -> Image.Image:
-    """The image as RGB.
+    """The picture as 8-bit RGB, on white where it is transparent, see :func:`mrl.data.colours`.
 
     Raises:
-        CorruptImageError: naming the file, if it cannot be decoded in full.
+        CorruptImageError: naming the file, if it cannot be decoded in full, or not rightly.
         DataError: naming the file, if it cannot be read at all, as when a mount is gone.
     """
     path = os.fsdecode(encoded_path)
@@ -84,58 +98,43 @@ def decode(encoded_path: bytes) -> Image.Image:
     except OSError as error:
         raise DataError(f"cannot read the image {path}: {error}") from error
     try:
-        with Image.open(BytesIO(content)) as image:
-            return image.convert("RGB")
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
+            return to_rgb(image)
+    except UnidentifiedImageError as error:
+        raise _corrupt(path, f"it is none of {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's decoders raise many types, SyntaxError among them
-        # It would name the buffer.
-        reason = str(error) if "BytesIO" not in str(error) else "it is no image of a known format"
-        raise CorruptImageError(
-            f"cannot decode the image {path}: {reason}. Replace or delete it"
-        ) from error
+        raise _corrupt(path, str(error).rstrip(".") or repr(error)) from error
 
 
-def _need(folder: Path) -> Path:
-    if not _class_names(folder):
+def _corrupt(path: str, reason: str) -> CorruptImageError:
+    return CorruptImageError(f"cannot decode the image {path}: {reason}. Replace or delete it")
+
+
+def _test_folders(root: Path) -> dict[str, Path]:
+    return next((found for s in ("test", "val") if (found := class_folders(root / s))), {})
+
+
+def _check_same(train: dict[str, Path], test: dict[str, Path]) -> None:
+    only_train, only_test = sorted({*train} - {*test}), sorted({*test} - {*train})
+    if only_train or only_test:
+        train_root, test_root = (next(iter(one.values())).parent for one in (train, test))
         raise DataError(
-            f"no class folders in {folder.absolute()}: data.root must be a folder with "
-            "train/CLASS/IMAGES and test/CLASS/IMAGES (or val/)"
+            f"the class folders of {train_root} and {test_root} differ: "
+            f"only in train: {some(only_train)}; only in {test_root.name}: {some(only_test)}"
         )
-    return folder
 
 
-def _class_names(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _scan_split(folder: Path, wanted: list[str] | None) -> Scanned:
-    paths: list[bytes] = []
-    labels: list[int] = []
-    there = _class_names(folder)
-    classes = there if wanted is None else wanted
-    if missing := sorted({*classes} - {*there}):
-        raise DataError(f"data.classes lists {some(missing)}, of which {folder} has no folders")
-    for label, name in enumerate(classes):
-        found = sorted(_image_files(folder / name))
-        if not found:
+def _scan_split(folders: dict[str, Path], wanted: list[str] | None) -> Scanned:
+    classes = list(folders) if wanted is None else wanted
+    if missing := sorted({*classes} - {*folders}):
+        root = next(iter(folders.values())).parent
+        raise DataError(f"data.classes lists {some(missing)}, of which {root} has no folders")
+    found = find_pictures(folders[name] for name in classes)
+    for name, paths in zip(classes, found, strict=True):
+        if not paths:
             raise DataError(
-                f"no images in {folder / name} (known endings: {', '.join(IMG_EXTENSIONS)})"
+                f"no images in {folders[name]} (known endings: {', '.join(IMG_EXTENSIONS)})"
             )
-        paths += found
-        labels += [label] * len(found)
-    return np.array(paths, dtype=np.bytes_), torch.tensor(labels, dtype=torch.int64), classes
-
-
-def _image_files(folder: Path) -> list[bytes]:
-    return [
-        os.fsencode(os.path.join(directory, file))
-        for directory, _, files in os.walk(folder, followlinks=True)
-        for file in files
-        if file.lower().endswith(IMG_EXTENSIONS) and not file.startswith(".")
-    ]
-
-
-def some(names: list[str]) -> str:
-    shown = ", ".join(names[:5]) or "none"
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+    labels = [label for label, paths in enumerate(found) for _ in paths]
+    files = np.array([path for paths in found for path in paths], dtype=np.bytes_)
+    return files, torch.tensor(labels, dtype=torch.int64), classes

@@ -14,8 +14,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
-from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import pil_to_tensor
 
 from mrl.data.batches import BatchPlan, generator, mix
@@ -31,6 +29,7 @@ Transform = Callable[[Image.Image, int, int], Image.Image]  # image, epoch, inde
 # Image uint8 (3, H, W) and label. What is wrong with a file is handed over, for the main process to
 # decide, rather than raised in a worker, which would bury it in a traceback.
 Item = tuple[Tensor, int] | DataError
+LARGEST_RESIZED = 1 << 24  # pixels, of 4 bytes each
 
 
 class FileLoader:
@@ -113,19 +112,30 @@ class FileLoader:
 
 def eval_transform(
     image_size: int, crop_ratio: float = EVAL_SHARE, interpolation: str = "bilinear"
-) -> transforms.Compose:
+) -> Callable[[Image.Image], Image.Image]:
     """The central square of a picture, ``image_size`` pixels on a side.
+
+    Bit for bit torchvision's Resize and then CenterCrop. Of a thin strip, which would have more
+    than ``LARGEST_RESIZED`` pixels when resized, only the square is: equal but for rounding.
 
     Args:
         crop_ratio: side of that square, as a share of the picture's shorter side.
-        interpolation: torchvision's name of it, such as bilinear or bicubic; antialiased.
+        interpolation: Pillow's name of it, such as bilinear or bicubic; antialiased.
     """
-    return transforms.Compose(
-        [
-            transforms.Resize(round(image_size / crop_ratio), InterpolationMode(interpolation)),
-            transforms.CenterCrop(image_size),
-        ]
-    )
+    shorter = round(image_size / crop_ratio)
+    resampling = Image.Resampling[interpolation.upper()]
+
+    def transform(image: Image.Image) -> Image.Image:
+        width, height = (shorter * side // min(image.size) for side in image.size)
+        left, top = round((width - image_size) / 2), round((height - image_size) / 2)
+        square = (left, top, left + image_size, top + image_size)
+        if width * height <= LARGEST_RESIZED:
+            return image.resize((width, height), resampling).crop(square)
+        across, down = image.width / width, image.height / height
+        part = (square[0] * across, square[1] * down, square[2] * across, square[3] * down)
+        return image.resize((image_size, image_size), resampling, box=part)
+
+    return transform
 
 
 class _TrainTransform:

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mrl.data.image_folder import some
+from mrl.data.class_folders import repeated, same_name
+from mrl.data.errors import some
 
 
 @dataclass(slots=True, frozen=True)
@@ -44,7 +45,8 @@ def match_classes(
     """What each folder means: by ``classes_map``, or by name, or by number.
 
     The same names in the same order need no match (None).  Folders called 0..C-1 are places in the
-    class list (ImageNet-V2's), unless the classes themselves have such names.
+    class list (ImageNet-V2's), unless the classes themselves have such names.  Composed and
+    decomposed letters (macOS's) are the same.
 
     Args:
         folders: class folders of the images to judge; labels are places in this list.
@@ -52,9 +54,11 @@ def match_classes(
         classes_map: folder -> names of the classes of which each is right.
 
     Raises:
-        ValueError: naming the folders, or the classes in the map, that are not known.
+        ValueError: naming the folders, or the classes in the map, that are not known or could be
+            two of the classes.
     """
-    if classes_map is None and list(folders) == list(classes):
+    folders, classes = [*map(same_name, folders)], [*map(same_name, classes)]
+    if classes_map is None and folders == classes:
         return None
     place = {name: c for c, name in enumerate(classes)}
     if classes_map is None:
@@ -63,12 +67,18 @@ def match_classes(
             place = {str(c): c for c in range(len(classes))}
             if place.keys() != classes_map.keys():
                 raise ValueError(_unknown(folders, classes))
-    unknown = [name for folder in folders for name in classes_map[folder] if name not in place]
-    if unknown:
+    meant = {same_name(folder): [*map(same_name, v)] for folder, v in classes_map.items()}
+    names = [name for folder in folders for name in meant[folder]]
+    if unknown := [name for name in names if name not in place]:
         raise ValueError(f"the classes map names {some(unknown)}, which the class list lacks")
+    if len(place) < len(classes) and (twice := sorted({*names} & {*repeated(classes)})):
+        raise ValueError(
+            f"the class list has {some(twice)} more than once: folders of that name could mean "
+            "either. Give the classes other names"
+        )
     accepted_FC = torch.zeros(len(folders), len(classes), dtype=torch.bool)
     for f, folder in enumerate(folders):
-        accepted_FC[f, [place[name] for name in classes_map[folder]]] = True
+        accepted_FC[f, [place[name] for name in meant[folder]]] = True
     return ClassMatch(accepted_FC)
 
 
@@ -100,9 +110,13 @@ def read_classes_map(path: str | Path) -> dict[str, list[str]]:
         OSError: if it cannot be read.
     """
     try:
-        values = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except ValueError as error:
+        # A byte order mark, with which Windows' editors begin a file, is no part of the JSON.
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        values = json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold one JSON object: folder name -> list of class names")
     read = {folder: [v] if isinstance(v, str) else v for folder, v in values.items()}
@@ -110,6 +124,13 @@ def read_classes_map(path: str | Path) -> dict[str, list[str]]:
     if wrong:
         raise ValueError(f"{path}: {some(wrong)} need a list of at least one class name each")
     return read
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """JSON itself would take the last of several values."""
+    if twice := repeated(same_name(name) for name, _ in pairs):
+        raise ValueError(f"it names {some(twice)} more than once: give each folder one list")
+    return dict(pairs)
 
 
 def _are_names(values: Sequence[object]) -> bool:

@@ -1,15 +1,14 @@
 """Images to judge that lie in class folders: ``ROOT/CLASS/IMAGES``, with no training part."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from mrl.data import DataError, ImageDataset
-from mrl.data.image_folder import some
+from mrl.data.class_folders import class_folders, find_pictures, same_name, say
+from mrl.data.errors import some
 
 
 def load_queries(
@@ -23,29 +22,28 @@ def load_queries(
     """
     folder = Path(root).expanduser()
     present = _class_folders(folder)
-    classes = present if classes_map is None else sorted(classes_map)
+    classes = sorted(present if classes_map is None else map(same_name, classes_map))
     absent = sorted({*classes} - {*present})
     if absent:
         raise DataError(f"the classes map names folders that {folder} lacks: {some(absent)}")
     if len(classes) < len(present):
-        print(f"{folder}: {len(present) - len(classes)} folders are not in the map and left out")
-    try:
-        found = make_dataset(str(folder), {c: i for i, c in enumerate(classes)}, IMG_EXTENSIONS)
-    except FileNotFoundError as error:
-        raise DataError(f"class folders without images in {folder}: {error}") from error
-    shown = [(p, y) for p, y in found if not os.path.basename(p).startswith(".")]
+        say(f"{folder}: {len(present) - len(classes)} folders are not in the map and left out")
+    found = find_pictures(present[name] for name in classes)
+    empty = [name for name, paths in zip(classes, found, strict=True) if not paths]
+    if empty:
+        raise DataError(f"class folders without images in {folder}: {some(empty)}")
     return ImageDataset(
-        images=np.array([os.fsencode(path) for path, _ in shown], dtype=np.bytes_),
-        labels=torch.tensor([label for _, label in shown], dtype=torch.int64),
-        classes=list(classes),
+        images=np.array([path for paths in found for path in paths], dtype=np.bytes_),
+        labels=torch.tensor([c for c, paths in enumerate(found) for _ in paths]),
+        classes=classes,
         root=folder,
     )
 
 
-def _class_folders(folder: Path) -> list[str]:
+def _class_folders(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(f"queries.root={folder} is not a folder")
-    names = [p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    if not names:
+    found = class_folders(folder)
+    if not found:
         raise DataError(f"queries.root={folder} has no class folders: it needs ROOT/CLASS/IMAGES")
-    return sorted(names)
+    return found

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import RandomResizedCrop
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
+from mrl.data import torch_loader
 from mrl.data.crops import central_boxes, draw_crops, uniforms
 from mrl.data.progressive import train_size
 from mrl.data.torch_loader import eval_transform
@@ -78,14 +80,37 @@ def test_central_boxes() -> None:
     assert whole.tolist() == [[0, 128, 256, 256], [122, 0, 256, 256]]
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_evaluations_crop_by_ratio_and_interpolation(interpolation: str) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    picture = Image.fromarray(pixels)
-    whole = picture.resize((30, 20), Image.Resampling[interpolation.upper()])
-    for crop_ratio, (left, top, right, bottom) in ((1.0, (5, 0, 25, 20)), (0.8, (7, 2, 23, 18))):
-        found = eval_transform(right - left, crop_ratio, interpolation)(picture)
-        assert found.tobytes() == whole.crop((left, top, right, bottom)).tobytes()
+def noise(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize(("interpolation", "crop_ratio"), [("bilinear", 224 / 256), ("bicubic", 1)])
+@pytest.mark.parametrize("size", [(500, 375), (333, 500), (1, 1), (2, 9), (31, 1), (224, 224)])
+def test_evaluation_sees_what_torchvision_shows(
+    size: tuple[int, int], interpolation: str, crop_ratio: float
+) -> None:
+    for side in (1, 16, 65):
+        resize = transforms.Resize(round(side / crop_ratio), InterpolationMode(interpolation))
+        expected = transforms.CenterCrop(side)(resize(noise(*size)))
+        found = eval_transform(side, crop_ratio, interpolation)(noise(*size))
+        assert (found.size, found.tobytes()) == (expected.size, expected.tobytes())
+
+
+@pytest.mark.parametrize("size", [(40, 9000), (9000, 7), (1, 300)])
+def test_strips_are_cut_and_then_resized(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = np.asarray(eval_transform(64)(noise(*size))).astype(int)
+    monkeypatch.setattr(torch_loader, "LARGEST_RESIZED", 0)
+    assert np.abs(np.asarray(eval_transform(64)(noise(*size))) - whole).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 4_000_000), (4_000_000, 1)])
+def test_a_strip_takes_no_more_memory_than_its_square(size: tuple[int, int]) -> None:
+    """Resized as a whole it would have 262 thousand million pixels."""
+    found = eval_transform(224)(Image.new("RGB", size, (9, 8, 7)))
+    assert found.size == (224, 224) and found.getcolors() == [(224 * 224, (9, 8, 7))]
 
 
 @pytest.mark.parametrize(

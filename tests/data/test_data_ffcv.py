@@ -240,7 +240,10 @@ def test_corrupt_pictures_while_writing(betons: Path) -> None:
 
 
 def test_an_interrupt_leaves_nothing_behind(pictures: Path) -> None:
-    os.mkfifo(pictures / "train" / "dog" / "pipe.jpg")  # reading it, the script waits for ever
+    slow = pictures / "train" / "dog" / "slow.png"
+    Image.new("RGB", (9000, 9000)).save(slow)
+    for number in range(40):  # half a second each
+        os.link(slow, slow.with_name(f"slow{number}.png"))
     command = [sys.executable, SCRIPT, pictures, "--workers", "0"]
     process = subprocess.Popen(
         command,

@@ -1,6 +1,7 @@
 """What class folders mean, and the accuracy of images whose classes are some of the model's."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -62,15 +63,37 @@ def test_a_map_of_unknown_classes_is_refused():
         match_classes(["cat"], WNIDS, {"cat": [WNIDS[0], "tiger"]})
 
 
+def test_composed_and_decomposed_letters_are_the_same():
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    assert match_classes([composed], [decomposed]) is None
+    assert meanings([decomposed], ["a", composed]) == [[1]]
+    assert meanings(["x", composed], ["a", composed], {decomposed: ["a"], "x": [decomposed]}) == [
+        [1],
+        [0],
+    ]
+
+
+def test_a_name_that_two_classes_have_is_refused_where_it_is_used():
+    """ImageNet's classes in words have two cranes."""
+    classes = ["crane", "dog", "crane"]
+    assert match_classes(classes, classes) is None
+    assert meanings(["dog"], classes) == [[1]]
+    for folders, classes_map in ((["crane"], None), (["bird"], {"bird": ["crane"]})):
+        with pytest.raises(ValueError, match="the class list has crane more than once"):
+            match_classes(folders, classes, classes_map)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "no JSON"),
+        ('{"a": ["x"], "b": ["x"], "a": ["y"]}', "names a more than once"),
+        ('{"caf\u00e9": ["x"], "cafe\u0301": ["y"]}', "names café more than once"),
         ("[]", "one JSON object"),
         ('{"a": []}', "a need"),
         ('{"a": [1]}', "a need"),
     ],
-    ids=["broken", "list", "empty", "number"],
+    ids=["broken", "twice", "forms", "list", "empty", "number"],
 )
 def test_unusable_maps(tmp_path: Path, content: str, message: str):
     file = tmp_path / "map.json"
@@ -110,9 +133,10 @@ def test_queries_without_images_are_refused(tmp_path: Path):
         load_queries(root)
 
 
-def test_map_file_with_a_single_name(tmp_path: Path):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])  # as Windows' editors save it
+def test_map_file_with_a_single_name(tmp_path: Path, encoding: str):
     file = tmp_path / "map.json"
-    file.write_text(json.dumps({"a": "x", "b": ["x", "y"]}))
+    file.write_text(json.dumps({"a": "x", "b": ["x", "y"]}), encoding=encoding)
     assert read_classes_map(file) == {"a": ["x"], "b": ["x", "y"]}
 
 
