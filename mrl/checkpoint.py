@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mrl.files import temporary_of, write_atomically
 from mrl.model import MRLModel, model_for
 
 if TYPE_CHECKING:
@@ -31,21 +32,6 @@ _OPTIONAL_KEYS = {"average", "num_averaged", "scaler", "best"}
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or read; the message names the file."""
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside ``path``, flush to the disk, then rename: ``path`` is old or new, never half."""
-    # Not tempfile's: its files are for their owner alone, and others may read a run's.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -86,13 +72,19 @@ class Checkpoints:
         Raises:
             CheckpointError: see :func:`save_checkpoint`.
         """
-        is_best = top1 is not None and (self.best is None or top1 > self.best["top1"])
-        if is_best:
+        if top1 is not None and (self.best is None or top1 > self.best["top1"]):
             self.best = {"top1": top1, "step": state["step"]}
         if self.best is not None:
             state = {**state, "best": self.best}
         save_checkpoint(self.newest, state)
-        if is_best:
+        self.name_again(state)
+
+    def name_again(self, state: Mapping[str, Any]) -> None:
+        """Give the newest checkpoint, of which ``state`` is, its other names.
+
+        Also to be called when a run goes on: it may have been killed right after saving.
+        """
+        if self.best is not None and self.best["step"] == state["step"]:
             self._link(self.newest.with_name(BEST_NAME))
         if self.keep > 1:
             self._link(self.newest.with_name(f"checkpoint-{state['step']:08d}.pt"))
@@ -102,7 +94,7 @@ class Checkpoints:
 
     def _link(self, path: Path) -> None:
         """The newest checkpoint under another name, too; costs no space while it is the newest."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = temporary_of(path)
         try:
             os.link(self.newest, temporary)
         except OSError:  # a file system without hard links
@@ -120,12 +112,39 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if path.is_dir():
         path = path / CHECKPOINT_NAME
     state = read_file(path)
+    check_intact(path)
     missing = _KEYS - state.keys() if isinstance(state, dict) else _KEYS
     if missing:
         raise CheckpointError(
             f"{path} is not a checkpoint of this project: it lacks {', '.join(sorted(missing))}"
         )
+    _check_fields(path, state)
     return state
+
+
+def _check_fields(path: Path, state: Mapping[str, Any]) -> None:
+    """Refuse fields of another type than ours: somebody else's file, or one changed by hand."""
+    data, best = state["data"], state.get("best", {"top1": 0.0, "step": 0})
+    sound = {
+        **{key: isinstance(state[key], dict) for key in ("config", "model", "optimizer")},
+        "average": isinstance(state.get("average", {}), dict),
+        "step": type(state["step"]) is int and state["step"] >= 0,
+        "rng": isinstance(state["rng"], list) and all(isinstance(r, dict) for r in state["rng"]),
+        "data": isinstance(data, dict)
+        and _are_names(data.get("classes"))
+        and type(data.get("in_channels")) is int
+        and isinstance(data.get("pixels", {}), dict)
+        and (data.get("holdout") is None or _are_names(data["holdout"])),
+        "best": isinstance(best, dict) and type(best.get("step")) is int and "top1" in best,
+    }
+    if wrong := [key for key, is_sound in sound.items() if not is_sound]:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of this project: its {', '.join(wrong)} is of another kind"
+        )
+
+
+def _are_names(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def read_file(path: Path, *, mmap: bool = False) -> Any:
@@ -155,6 +174,26 @@ def read_file(path: Path, *, mmap: bool = False) -> Any:
     except Exception as error:  # bytes that are no pickle make it raise many types
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is damaged or cut short: {first_line}") from error
+
+
+def check_intact(path: Path) -> None:
+    """Compare the checksums that ``torch.save`` wrote: ``torch.load`` does not look at them.
+
+    Raises:
+        CheckpointError: if a byte has changed since.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # the format before PyTorch 1.6, which has none
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if damaged is not None:
+        raise CheckpointError(
+            f"{path} is damaged: the checksum of {damaged} in it is wrong. Take an older one, or a "
+            "copy"
+        )
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -236,6 +275,14 @@ def get_rng_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_rng_state(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+    """Go on drawing where :func:`get_rng_state` was.
+
+    Raises:
+        CheckpointError: if ``state`` is nothing of the kind.
+    """
+    try:
+        torch.set_rng_state(state["cpu"])
+        if device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], device)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"the checkpoint's random state is unusable: {error!r}") from error

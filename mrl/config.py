@@ -5,6 +5,7 @@ objects once, and nothing below it sees OmegaConf.  A default stands either here
 in ``configs/`` (choices), never in both: ``MISSING`` marks what the YAML files must say.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -286,14 +287,25 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
         ConfigError: for keys or values that this version's schema does not have.
     """
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), dict(values))
+        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), _literal(values))
     except OmegaConfBaseException as error:
         raise ConfigError(f"the stored configuration does not fit this version: {error}") from error
     return parse(merged)
 
 
+def _literal(value: Any) -> Any:
+    """With ``${`` escaped: what a file of somebody else's stores reads no environment here."""
+    if isinstance(value, Mapping):
+        return {key: _literal(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_literal(item) for item in value]
+    if isinstance(value, str):  # OmegaConf halves the backslashes in front of it
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return value
+
+
 def to_yaml(cfg: TrainConfig | EvalConfig) -> str:
-    return OmegaConf.to_yaml(OmegaConf.create(to_dict(cfg)))
+    return OmegaConf.to_yaml(OmegaConf.create(_literal(to_dict(cfg))))
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:

@@ -18,9 +18,9 @@ from mrl.checkpoint import (
     load_checkpoint,
     model_of,
     read_safetensors,
-    write_atomically,
 )
 from mrl.data.pixels import Pixels
+from mrl.files import write_atomically
 from mrl.heads import HEADS, build_head, method_name
 from mrl.layouts import ARCHITECTURES, CONVNEXT, Layout, released_tensors
 from mrl.model import MRLModel

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrl.checkpoint import write_atomically
 from mrl.export import Source
+from mrl.files import write_atomically
 from mrl.heads import TiedHead
 from mrl.model import MRLModel
 from mrl.nesting import check_granularities, prefix, truncate

@@ -1,10 +1,14 @@
 """The folder of a run: opened fresh, continued, or refused."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from mrl.checkpoint import CHECKPOINT_NAME, config_of, load_checkpoint
 from mrl.config import ConfigError, TrainConfig, differences
+from mrl.distributed import Ranks, from_rank_0
+from mrl.files import LockedError, alone
 
 # Keys that may change when a run is continued: they say where it runs and how it is watched.
 _FREE_KEYS = (
@@ -21,6 +25,32 @@ _FREE_KEYS = (
     "data.workers",
     "data.download",
 )
+
+
+@contextmanager
+def held_run_dir(cfg: TrainConfig, ranks: Ranks) -> Iterator[None]:
+    """Let no other process train into the folder meanwhile; all ranks must call this.
+
+    Raises:
+        ConfigError: if another one does, or the folder cannot be written to.
+    """
+    run_dir = Path(cfg.run_dir)
+    with ExitStack() as held:
+
+        def take() -> str | None:
+            _contents(run_dir)
+            try:
+                held.enter_context(alone(run_dir / "training", wait=False))
+            except LockedError as error:
+                return (
+                    f"run_dir={run_dir} is being trained into ({error}): wait for that process or "
+                    "stop it, or choose another run_dir"
+                )
+            return None
+
+        if refused := from_rank_0(take, ranks):
+            raise ConfigError(refused)
+        yield
 
 
 def open_run_dir(cfg: TrainConfig) -> dict[str, Any] | None:

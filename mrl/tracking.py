@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 import torch
 
-from mrl.checkpoint import write_atomically
+from mrl.files import write_atomically
 
 if TYPE_CHECKING:
     from mrl.config import TrainConfig

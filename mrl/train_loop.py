@@ -27,7 +27,7 @@ from mrl.model import MRLModel, model_for
 from mrl.nesting import check_weights, sample_weights
 from mrl.optim import freeze, learning_rate, peak_lr, train_mode
 from mrl.precision import autocast, pick_precision
-from mrl.run_dir import open_run_dir, refuse_changes
+from mrl.run_dir import held_run_dir, open_run_dir, refuse_changes
 from mrl.running_loss import NonFiniteError, RunningLoss, diverged
 from mrl.sharding import shard
 from mrl.stopping import stop_request
@@ -63,6 +63,11 @@ def fit(cfg: TrainConfig, ranks: Ranks, device: torch.device) -> Path:
         KeyboardInterrupt: on Ctrl-C, and
         StoppedError: on a scheduler's signal, both once the step at hand is done and saved.
     """
+    with held_run_dir(cfg, ranks):
+        return _fit(cfg, ranks, device)
+
+
+def _fit(cfg: TrainConfig, ranks: Ranks, device: torch.device) -> Path:
     saved = open_run_dir(cfg)
     torch.manual_seed(cfg.seed)
     train_loader, holdout_loader, data_facts = _load_data(
@@ -79,6 +84,8 @@ def fit(cfg: TrainConfig, ranks: Ranks, device: torch.device) -> Path:
     if saved is not None:
         state.load(saved)
         first_step = saved["step"]
+        if ranks.is_main:
+            checkpoints.name_again(saved)
     _set_own_draws(cfg.seed, ranks, saved, device)
     steps = train_loader.steps  # of an epoch
     schedule = _schedule(cfg, steps)
@@ -99,7 +106,7 @@ def fit(cfg: TrainConfig, ranks: Ranks, device: torch.device) -> Path:
     def save(step: int, top1: float | None = None) -> None:
         # A finite loss can be followed by an update that is not: such weights are never saved.
         if not state.is_finite():
-            raise NonFiniteError(diverged("a weight", step - 1, checkpoints.newest))
+            raise NonFiniteError(diverged("a weight or statistic", step - 1, checkpoints.newest))
         rng = gather_objects(get_rng_state(device))
         facts = {"config": to_dict(cfg), "data": data_facts, "step": step, "rng": rng}
         whole = facts | state.to_dict()

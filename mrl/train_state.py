@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -70,9 +71,13 @@ class TrainState:
         self.average.update_parameters(self.model)
 
     def is_finite(self) -> bool:
-        """Whether all weights are, on all ranks; a GPU is waited for once."""
-        local = [p.to_local() if isinstance(p, DTensor) else p for p in self.model.parameters()]
-        unusable = torch.stack([(~torch.isfinite(p)).any() for p in local]).sum()
+        """Whether all that is saved is, on all ranks; a GPU is waited for once."""
+        modules = [self.model] if self.average is None else [self.model, self.average.module]
+        kept = [t for m in modules for t in chain(m.parameters(), m.buffers())]
+        kept += [t for of in self.optimizer.state.values() for t in of.values() if _is_float(t)]
+        local = [t.to_local() if isinstance(t, DTensor) else t for t in kept if _is_float(t)]
+        device = next(self.model.parameters()).device  # AdamW counts its steps on the CPU
+        unusable = torch.stack([(~torch.isfinite(t)).any().to(device) for t in local]).sum()
         return not all_reduce_sum(unusable).item()
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,13 +108,19 @@ class TrainState:
                 return
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
+            if self.scaler.is_enabled() and "scaler" in saved:
+                self.scaler.load_state_dict(saved["scaler"])
+            if self.average is not None and "average" in saved:
+                self.average.module.load_state_dict(saved["average"])
+                self.average.n_averaged.copy_(saved["num_averaged"])
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit this config: {error}") from error
-        if self.scaler.is_enabled() and "scaler" in saved:
-            self.scaler.load_state_dict(saved["scaler"])
-        if self.average is not None and "average" in saved:
-            self.average.module.load_state_dict(saved["average"])
-            self.average.n_averaged.copy_(saved["num_averaged"])
+        except (AttributeError, IndexError, KeyError, TypeError) as error:  # of another kind
+            raise CheckpointError(f"the checkpoint's state is unusable: {error!r}") from error
+
+
+def _is_float(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def warmed_up(decay: float, num_averaged: int) -> float:

@@ -1,10 +1,17 @@
 import pickle
+import random
 
 import pytest
 import torch
 
-from mrl.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
-from mrl.config import to_dict
+from mrl.checkpoint import (
+    CheckpointError,
+    config_of,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+)
+from mrl.config import ConfigError, to_dict
 from mrl.model import build_model
 
 
@@ -61,6 +68,55 @@ def test_a_foreign_file_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="not a checkpoint of this project"):
         load_model(tmp_path / "other.pt")
+
+
+def test_a_changed_bit_is_noticed(saved):
+    path, _ = saved
+    content = path.read_bytes()
+    noticed, lucky = 0, random.Random(0)
+    for _ in range(60):
+        place, changed = lucky.randrange(len(content)), bytearray(content)
+        changed[place] ^= 1 << lucky.randrange(8)
+        path.write_bytes(changed)
+        try:
+            state = load_checkpoint(path)
+        except CheckpointError:
+            noticed += 1
+        else:  # it was in the padding between the tensors
+            path.write_bytes(content)
+            whole = load_checkpoint(path)
+            assert all(torch.equal(state["model"][n], t) for n, t in whole["model"].items())
+            assert state["config"] == whole["config"]
+    assert noticed > 30
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("config", value) for value in (None, [1], "x", {"optim": 3}, {"nonsense": 1})),
+        *(("data", value) for value in (None, {}, {"classes": 3, "in_channels": 3})),
+        *(("data", {"classes": ["a"], "in_channels": value}) for value in ("3", None)),
+        *(("step", value) for value in (-1, "3", 2.5, True)),
+        *(("model", value) for value in (None, {}, [], {"head.weight": torch.zeros(1)})),
+        *(("rng", value) for value in (None, 3, [3])),
+        *(("best", value) for value in (3, {}, {"step": 1})),
+        ("optimizer", None),
+    ],
+)
+def test_fields_of_another_kind_are_refused(saved, field, value):
+    path, _ = saved
+    torch.save(torch.load(path, weights_only=True) | {field: value}, path)
+    with pytest.raises((CheckpointError, ConfigError)):
+        load_model(path)
+
+
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", r"\${a}", "a${b", "??", "C:\\d\\", "${name}"])
+def test_what_a_checkpoint_says_is_taken_literally(saved, text):
+    path, _ = saved
+    state = load_checkpoint(path)
+    state["config"]["name"] = text
+    save_checkpoint(path, state)
+    assert config_of(load_checkpoint(path)).name == text
 
 
 def test_weights_of_another_architecture_are_refused(saved):

@@ -17,7 +17,9 @@ from mrl import train_loop
 from mrl.checkpoint import CheckpointError, load_checkpoint, load_model
 from mrl.config import ConfigError
 from mrl.distributed import Ranks
+from mrl.files import alone
 from mrl.train_loop import NonFiniteError, fit
+from mrl.train_state import TrainState
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -52,10 +54,14 @@ def without_speed(line):
     return {key: value for key, value in line.items() if not key.startswith("speed/")}
 
 
+CROP = {"crop_ratio": 0.875, "interpolation": "bilinear"}
+
+
 def test_a_run_records_everything(tiny_run):
     cfg = tiny_run("tracking.log_every=2")
     checkpoint = train(cfg)
     assert sorted(p.name for p in checkpoint.parent.iterdir()) == [
+        ".training.lock",
         "checkpoint.pt",
         "config.yaml",
         "env.json",
@@ -79,6 +85,7 @@ def test_a_run_records_everything(tiny_run):
         "total_steps": 8,
         "warmup_steps": round(4 * cfg.optim.warmup_epochs),
         "peak_lr": cfg.optim.base_lr * cfg.optim.batch_size / 256,
+        "pixels": {"mean": [0.5] * 3, "std": [0.25] * 3} | CROP,
     }
     assert {"images_per_s", "step_ms", "data_wait", "memory_mib"} == {
         name.removeprefix("speed/") for name in lines[0] if name.startswith("speed/")
@@ -230,10 +237,43 @@ def test_weights_that_are_not_finite_are_never_saved(tiny_run, monkeypatch):
         train_loop, "learning_rate", lambda step, **_: float("inf") if step == 3 else 0.01
     )
     with pytest.raises(
-        NonFiniteError, match=r"a weight is not finite at step 3.*nothing was saved"
+        NonFiniteError, match=r"a weight or statistic is not finite at step 3.*nothing was saved"
     ):
         train(cfg)
     assert not Path(cfg.run_dir, "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("what", ["buffer", "average", "momentum"])
+def test_nothing_that_is_saved_may_be_infinite(tiny_run, monkeypatch, what):
+    cfg = tiny_run("optim.ema=0.9")
+    update = TrainState.update
+    steps = iter(range(100))
+
+    def spoiling(self, lr):
+        update(self, lr)
+        if next(steps) == 6:
+            spoilt = {
+                "buffer": lambda: next(b for b in self.model.buffers() if b.ndim),
+                "average": lambda: next(self.average.module.parameters()),
+                "momentum": lambda: next(iter(self.optimizer.state.values()))["momentum_buffer"],
+            }
+            spoilt[what]().data.fill_(float("inf"))
+
+    monkeypatch.setattr(TrainState, "update", spoiling)
+    with pytest.raises(NonFiniteError, match="not finite"):
+        train(cfg)
+    assert load_checkpoint(cfg.run_dir)["step"] == 4
+
+
+def test_two_trainings_do_not_share_a_folder(tiny_run):
+    cfg = tiny_run()
+    Path(cfg.run_dir).mkdir()
+    with (
+        alone(Path(cfg.run_dir) / "training", wait=False),
+        pytest.raises(ConfigError, match="is being trained into"),
+    ):
+        train(cfg)
+    train(cfg)
 
 
 def test_disk_full_while_saving_keeps_the_previous_checkpoint(tiny_run, monkeypatch):
@@ -251,7 +291,8 @@ def test_disk_full_while_saving_keeps_the_previous_checkpoint(tiny_run, monkeypa
     with pytest.raises(CheckpointError, match=r"No space left.*before it is intact"):
         train(cfg)
     assert load_checkpoint(cfg.run_dir)["step"] == 4
-    assert not [p for p in Path(cfg.run_dir).iterdir() if p.name.startswith(".")]
+    hidden = [p.name for p in Path(cfg.run_dir).iterdir() if p.name.startswith(".")]
+    assert hidden == [".training.lock"]
     monkeypatch.undo()
     train(dataclasses.replace(cfg, resume=True))
     assert load_checkpoint(cfg.run_dir)["step"] == 8

@@ -105,7 +105,7 @@ def test_a_run_starts_from_another_runs_backbone(tiny_run, tmp_path):
 
 
 def test_the_newest_and_the_best_checkpoints_are_kept(tiny_run, monkeypatch):
-    top1 = iter([50.0, 70.0, 60.0, 65.0])
+    top1 = iter([50.0, 70.0, 60.0, 60.0, 65.0])
     monkeypatch.setattr(train_loop, "accuracy", lambda *_: {2: 1.0, 4: 1.0, 16: next(top1)})
     cfg = tiny_run("save.every=3", "save.keep=2", "save.best=true", "optim.epochs=3")
     train(cfg)  # 4 steps an epoch: saved at 3, 4, 6, 8, 9, 12
@@ -114,13 +114,20 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tiny_run, monkeypatch):
     assert kept == ["best.pt", "checkpoint-00000009.pt", "checkpoint-00000012.pt", "checkpoint.pt"]
     assert load_checkpoint(run_dir / "best.pt")["step"] == 8
     assert load_checkpoint(run_dir / "checkpoint-00000009.pt")["step"] == 9
+    # A run that was killed between saving and naming the best names it when it goes on.
+    (run_dir / "best.pt").unlink()
+    saved = load_checkpoint(run_dir / "checkpoint-00000009.pt")
+    saved["best"] = {"top1": 70.0, "step": 9}
+    torch.save(saved, run_dir / "checkpoint.pt")
+    train(dataclasses.replace(cfg, resume=True))
+    assert load_checkpoint(run_dir / "best.pt")["step"] == 9
     # A continued run knows what was best so far.
     longer = dataclasses.replace(
         cfg, resume=True, force=True, optim=dataclasses.replace(cfg.optim, epochs=4)
     )
     train(longer)
     assert load_checkpoint(run_dir)["step"] == 16
-    assert load_checkpoint(run_dir / "best.pt")["step"] == 8
+    assert load_checkpoint(run_dir / "best.pt")["step"] == 9
 
 
 def test_another_config_goes_on_only_by_force(tiny_run):

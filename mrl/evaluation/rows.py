@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mrl.checkpoint import write_atomically
+from mrl.files import alone, write_atomically
 from mrl.row_names import MFLOPS, MILLISECONDS, parse_metric, plan_text, shown
 from mrl.search.cost import Plan
 
@@ -33,11 +33,12 @@ class Row:
 
 def append_rows(path: Path, rows: Sequence[Row]) -> None:
     """Add ``rows`` to the file at ``path``: all of them, or none if the disk is full."""
-    before = path.read_text() if path.exists() else ""
-    if before and not before.endswith("\n"):
-        before += "\n"  # a foreign editor's last line must not swallow ours
-    lines = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
-    write_atomically(path, (before + lines).encode())
+    with alone(path, wait=True):  # another process may be adding its own
+        before = path.read_text() if path.exists() else ""
+        if before and not before.endswith("\n"):
+            before += "\n"  # a foreign editor's last line must not swallow ours
+        lines = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
+        write_atomically(path, (before + lines).encode())
 
 
 def as_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

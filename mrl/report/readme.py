@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from mrl.files import write_atomically
+
 
 def replace_between(text: str, name: str, new: str) -> str:
     """`text`, replaced between `<!-- results:NAME -->` and `<!-- /results:NAME -->`.
@@ -24,6 +26,6 @@ def update_readme(path: Path, name: str, new: str) -> None:
     """`replace_between` on a file; ValueError names the file."""
     try:
         text = path.read_text(encoding="utf-8")
-        path.write_text(replace_between(text, name, new), encoding="utf-8")
+        write_atomically(path, replace_between(text, name, new).encode())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

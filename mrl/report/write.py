@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mrl.files import write_atomically
 from mrl.report.figures import accuracy_figure, difference_figure, save_figure
 from mrl.report.html import DEFAULT_TITLE, render_page
 from mrl.report.rows import FIELDS
@@ -24,10 +25,10 @@ def write_report(rows: pd.DataFrame, out: Path, title: str = DEFAULT_TITLE) -> l
     sections = split_sections(rows)
     page, markdown = out / "report.html", out / "table.md"
     summary, joined = out / "table.csv", out / "rows.csv"
-    page.write_text(render_page(sections, rows, title), encoding="utf-8")
-    markdown.write_text(markdown_report(sections), encoding="utf-8")
-    summary_table(sections).to_csv(summary, index=False)
-    rows[list(FIELDS)].to_csv(joined, index=False)
+    write_atomically(page, render_page(sections, rows, title).encode())
+    write_atomically(markdown, markdown_report(sections).encode())
+    write_atomically(summary, summary_table(sections).to_csv(index=False).encode())
+    write_atomically(joined, rows[list(FIELDS)].to_csv(index=False).encode())
     return [page, markdown, summary, joined, *_write_figures(sections, out)]
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mrl.files import mark_as_ours, remove_leftovers, temporary_of
+
 FORMAT = 1  # of the folder; another number is another meaning
 MANIFEST = "manifest.json"
 _CHUNK = 4 * 2**20  # bytes that are read at once; the hashes depend on it
@@ -58,10 +60,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise FileExistsError(f"{folder} is there and is no saved index: choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside it, as only names on one file system can be exchanged at a stroke.
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    remove_leftovers(folder)
+    temporary = temporary_of(folder)
+    old = temporary.with_name(f"{temporary.name}.old")
+    held = -1
     try:
         temporary.mkdir()
+        held = os.open(temporary, os.O_RDONLY)
+        mark_as_ours(held)
         yield temporary
         for path in temporary.iterdir():
             with path.open("rb") as file:
@@ -74,6 +80,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
             old.rename(folder)
         raise
     finally:
+        if held >= 0:
+            os.close(held)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
