@@ -16,6 +16,7 @@ SMALL_RESNET = "resnet_small"
 # PyTorch on CPUs with AVX2 (seen in 2.14 and 2.15) writes out of bounds in the backward pass of a
 # strided 1x1 convolution from fewer than 8 channels in channels_last; the process may crash.
 MIN_WIDTH = 8
+MOST_WIDTH, MOST_BLOCKS = 2**14, 2**10  # more is a slip, which would fill the memory
 STEM_WIDTH = 16  # channels of resnet_small at full resolution
 # A stem that reads pixels keeps its detail: only convolutions of features are blurred.
 BLUR_MIN_CHANNELS = 16
@@ -61,8 +62,11 @@ class SmallResNet(nn.Module):
                 "backbone.widths and backbone.blocks must be equally many, and blocks positive, "
                 f"got {list(widths)} and {list(blocks)}"
             )
-        if min(widths) < MIN_WIDTH:
-            raise ValueError(f"backbone.widths must be at least {MIN_WIDTH}, got {list(widths)}")
+        if not MIN_WIDTH <= min(widths) <= max(widths) <= MOST_WIDTH or max(blocks) > MOST_BLOCKS:
+            raise ValueError(
+                f"backbone.widths must lie in {MIN_WIDTH}..{MOST_WIDTH} and backbone.blocks in "
+                f"1..{MOST_BLOCKS}, got {list(widths)} and {list(blocks)}"
+            )
         layers: list[nn.Module] = [
             nn.Conv2d(in_channels, STEM_WIDTH, 3, 1, 1, bias=False),
             nn.BatchNorm2d(STEM_WIDTH),

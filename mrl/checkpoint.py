@@ -132,7 +132,9 @@ def _check_fields(path: Path, state: Mapping[str, Any]) -> None:
         "rng": isinstance(state["rng"], list) and all(isinstance(r, dict) for r in state["rng"]),
         "data": isinstance(data, dict)
         and _are_names(data.get("classes"))
+        and data["classes"] != []
         and type(data.get("in_channels")) is int
+        and data["in_channels"] > 0
         and isinstance(data.get("pixels", {}), dict)
         and (data.get("holdout") is None or _are_names(data["holdout"])),
         "best": isinstance(best, dict) and type(best.get("step")) is int and "top1" in best,

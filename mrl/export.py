@@ -173,7 +173,7 @@ def _read_exported(path: Path) -> Source:
         raise CheckpointError(
             f"{path} needs its description {described}: {error.strerror}"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"{described} describes no model: {type(error).__name__}: {error}"
         ) from error

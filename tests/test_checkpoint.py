@@ -95,7 +95,8 @@ def test_a_changed_bit_is_noticed(saved):
     [
         *(("config", value) for value in (None, [1], "x", {"optim": 3}, {"nonsense": 1})),
         *(("data", value) for value in (None, {}, {"classes": 3, "in_channels": 3})),
-        *(("data", {"classes": ["a"], "in_channels": value}) for value in ("3", None)),
+        *(("data", {"classes": ["a"], "in_channels": value}) for value in ("3", None, 0)),
+        ("data", {"classes": [], "in_channels": 3}),
         *(("step", value) for value in (-1, "3", 2.5, True)),
         *(("model", value) for value in (None, {}, [], {"head.weight": torch.zeros(1)})),
         *(("rng", value) for value in (None, 3, [3])),
