@@ -104,7 +104,7 @@ def test_features_that_are_not_pooled_are_refused(monkeypatch):
         ("resnet_small", {}, "needs backbone.widths"),
         ("resnet_small", {"widths": [8], "blocks": [1, 1]}, "equally many"),
         ("resnet_small", {"widths": [8, 8], "blocks": [1, 0]}, "positive"),
-        ("resnet_small", {"widths": [4, 8], "blocks": [1, 1]}, "at least 8"),
+        ("resnet_small", {"widths": [4, 8], "blocks": [1, 1]}, "must lie in 8.."),
         ("resnet_small", {"widths": [8], "blocks": [1], "small_stem": True}, "no small stem"),
         ("resnet18", {"widths": [8]}, "belong to resnet_small"),
         ("vit_tiny_patch16_224", {"small_stem": True}, "has another stem"),
