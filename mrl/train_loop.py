@@ -22,7 +22,7 @@ from mrl.distributed import Ranks, all_reduce_sum, gather_objects
 from mrl.mixing import build_mix
 from mrl.model import MRLModel, model_for
 from mrl.nesting import check_weights, sample_weights
-from mrl.optim import freeze, learning_rate, peak_lr, train_mode
+from mrl.optim import fitting_warmup, freeze, learning_rate, peak_lr, train_mode
 from mrl.precision import autocast, pick_precision
 from mrl.released import load_backbone_weights
 from mrl.run_dir import open_run_dir
@@ -202,7 +202,7 @@ def _schedule(cfg: TrainConfig, steps: int) -> dict[str, Any]:
     """The arguments of :func:`mrl.optim.learning_rate` besides the step."""
     return {
         "total_steps": cfg.optim.epochs * steps,
-        "warmup_steps": round(cfg.optim.warmup_epochs * steps),
+        "warmup_steps": round(fitting_warmup(cfg.optim.warmup_epochs, cfg.optim.epochs) * steps),
         "peak": peak_lr(cfg.optim.base_lr, cfg.optim.batch_size),
         "schedule": cfg.optim.schedule.name,
     }
