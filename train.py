@@ -22,6 +22,8 @@ a run that was under way goes on from its last checkpoint"""
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(composed: DictConfig) -> None:
     sys.stdout.reconfigure(line_buffering=True)  # a log file gets each line when it is printed
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "30")  # for bars of torchvision and timm
     try:
         cfg = config.parse(composed)
         validate(cfg)

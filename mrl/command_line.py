@@ -35,7 +35,7 @@ def _overrides(words: Sequence[str]) -> Iterator[Override]:
     """Those that set keys of ours, or choose one of their groups."""
     parser = OverridesParser.create()
     for word in words:
-        if "=" not in word or word.startswith("-"):
+        if not word.partition("=")[0] or "=" not in word or word.startswith("-"):
             continue
         try:
             override = parser.parse_override(word)
@@ -65,17 +65,16 @@ def _unknown(key: str, known: dict[str, Any]) -> str | None:
     likeness = {other: _likeness(key, other) for other in known}
     best = max(likeness.values())
     meant = [other for other in known if likeness[other] > best - 0.02]
-    advice = f"did you mean {' or '.join(meant)}?" if best > 0.6 else "see mrl/config.py"
+    advice = f"did you mean {' or '.join(meant)}?" if best > 0.65 else "see mrl/config.py"
     return f"there is no key {key}: {advice}"
 
 
 def _likeness(key: str, other: str) -> float:
-    """From 0 to 1, of the whole names or of their last parts, whichever are more alike."""
+    """From 0 to 1, of the last parts or of the whole names; of equals, a key of that section."""
     last, others_last = key.split(".")[-1], other.split(".")[-1]
-    alike = [
-        difflib.SequenceMatcher(None, *pair).ratio() for pair in ((key, other), (last, others_last))
-    ]
-    return max(*alike, 0.8 * (last in others_last))
+    whole = difflib.SequenceMatcher(None, key, other).ratio()
+    part = difflib.SequenceMatcher(None, last, others_last).ratio()
+    return 0.9 * max(whole, part, 0.8 * (last in others_last)) + 0.1 * whole
 
 
 def _no_boolean(override: Override, known: dict[str, Any]) -> str | None:

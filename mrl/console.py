@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 from mrl.checkpoint import CheckpointError
 from mrl.distributed import Ranks
 from mrl.model import MRLModel
+from mrl.progress import Bar, progress, say
 from mrl.running_loss import NonFiniteError
 
 if TYPE_CHECKING:
@@ -90,13 +93,24 @@ def epoch_line(epoch: int, epochs: int, top1: dict[int, float]) -> str:
     return f"epoch {epoch + 1}/{epochs}  held-out top-1 %  {shown}"
 
 
-def progress_bar(cfg: TrainConfig, ranks: Ranks, total_steps: int, first_step: int) -> tqdm:
-    return tqdm(
-        total=total_steps * cfg.optim.batch_size,
-        initial=first_step * cfg.optim.batch_size,
-        unit="img",
-        unit_scale=True,
-        desc=cfg.name,
-        disable=not ranks.is_main,
-        mininterval=0.5,
+def progress_bar(cfg: TrainConfig, ranks: Ranks, total_steps: int, first_step: int) -> Bar:
+    widths = cfg.head.granularities or ()
+    return progress(
+        f"{cfg.name} seed {cfg.seed}" + (f" m={widths[0]}" if len(widths) == 1 else ""),
+        total_steps * cfg.optim.batch_size,
+        "img",
+        done=first_step * cfg.optim.batch_size,
+        shown=ranks.is_main,
+        leave=True,
     )
+
+
+@contextmanager
+def compiling(shown: bool) -> Iterator[None]:
+    """Say how long the first step of a compiled model takes, which is when it is compiled."""
+    if shown:
+        say("torch.compile: the first step compiles the model, which can take minutes")
+    start = time.perf_counter()
+    yield
+    if shown:
+        say(f"torch.compile: done in {time.perf_counter() - start:.0f} s")
