@@ -51,7 +51,7 @@ def _keys(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name in (field.name for field in fields(schema)):
         yield prefix + name, types[name]
         for section in (types[name], *get_args(types[name])):
-            if is_dataclass(section):
+            if isinstance(section, type) and is_dataclass(section):
                 yield from _keys(section, f"{prefix}{name}.")
 
 

@@ -45,7 +45,7 @@ def runs_of(words: Sequence[str]) -> list[list[str]]:
             key = override.get_key_element()
             choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
         else:
-            choices.append([override.input_line])
+            choices.append([str(override.input_line)])
     return [list(run) for run in itertools.product(*choices)]
 
 
@@ -124,10 +124,10 @@ def _clash(composed: DictConfig, names: list[str], runs: Sequence[Sequence[str]]
     swept = [word for word in runs[0] if any(word not in run for run in runs)]
     if not swept:
         return f"{text}, having the same values"
-    (template,) = OmegaConf.to_container(OmegaConf.masked_copy(composed, "run_dir")).values()
+    own: Any = OmegaConf.to_container(OmegaConf.masked_copy(composed, "run_dir"))
     return (
         f"{text}: write what is swept into it, as in "
-        f"'run_dir={template}{''.join(_parts(swept, composed))}'"
+        f"'run_dir={own['run_dir']}{''.join(_parts(swept, composed))}'"
     )
 
 
@@ -159,7 +159,7 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
             return  # one that chooses its jobs as it goes
-        given = OmegaConf.to_container(config.hydra.overrides)  # in which ${...} stays as it is
+        given: Any = OmegaConf.to_container(config.hydra.overrides)  # in which ${...} stays as it is
         params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
         try:
             runs = runs_of([*params, *given["task"]])
