@@ -159,7 +159,9 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
             return  # one that chooses its jobs as it goes
-        given: Any = OmegaConf.to_container(config.hydra.overrides)  # in which ${...} stays as it is
+        given: Any = OmegaConf.to_container(
+            config.hydra.overrides
+        )  # in which ${...} stays as it is
         params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
         try:
             runs = runs_of([*params, *given["task"]])

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from mrl import config
 from mrl.config_rules import validate
+from mrl.optim import fitting_warmup
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
@@ -139,6 +140,24 @@ def test_a_missing_value_is_named():
 def test_values_that_cannot_be_are_named(compose_train, override, message):
     with pytest.raises(config.ConfigError, match=message):
         validate(compose_train(override))
+
+
+@pytest.mark.parametrize(
+    ("override", "epochs", "expected"),
+    [
+        ("optim=sgd", 1, 1 / 3),
+        ("optim=sgd", 2, 2 / 3),
+        ("optim=sgd", 3, 2.0),  # as before, where it fits
+        ("optim=adamw", 1, 1 / 3),
+        ("optim=imagenet_adamw", 1, 1 / 3),
+        ("optim=imagenet_adamw", 9, 3.0),
+        ("optim.warmup_epochs=0", 1, 0.0),
+    ],
+)
+def test_a_recipe_can_be_tried_for_an_epoch(compose_train, override, epochs, expected):
+    cfg = compose_train(override, f"optim.epochs={epochs}")
+    validate(cfg)
+    assert fitting_warmup(cfg.optim.warmup_epochs, epochs) == pytest.approx(expected)
 
 
 def test_every_fault_is_named_at_once(compose_train):
