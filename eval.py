@@ -18,9 +18,10 @@ import hydra
 from omegaconf import DictConfig
 from tabulate import tabulate
 
-from mrl import config
+from mrl import command_line, config
 from mrl.checkpoint import CheckpointError
 from mrl.config_rules import run_dirs
+from mrl.sweep import sweeping
 
 if TYPE_CHECKING:
     from mrl.evaluation import Row
@@ -52,8 +53,12 @@ def main(composed: DictConfig) -> None:
             if rank == 0:
                 show(rows, run, "images", cfg.out or run)
     except (ValueError, CheckpointError, OSError) as error:
+        if sweeping():
+            raise
         sys.exit(f"error: {error}")
     except OutOfMemoryError as error:
+        if sweeping():
+            raise
         sys.exit(
             f"error: {error}\nEncoding takes less with a batch_size below {cfg.batch_size}; with "
             "device=cpu the machine's memory is used. What was encoded and measured is kept"
@@ -79,4 +84,6 @@ def show(rows: "list[Row]", source: str, items: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
+    if fault := command_line.fault(sys.argv, config.EvalConfig):
+        sys.exit(f"error: {fault}")
     main()

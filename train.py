@@ -8,10 +8,9 @@ from shutil import which
 import hydra
 from omegaconf import DictConfig
 
-from mrl import config
-from mrl.checkpoint import CheckpointError
+from mrl import command_line, config
 from mrl.config_rules import validate
-from mrl.distributed import process_group
+from mrl.sweep import sweeping
 
 config.register()
 
@@ -22,30 +21,42 @@ a run that was under way goes on from its last checkpoint"""
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(composed: DictConfig) -> None:
-    # torch and timm load once the config is sound
-    from torch import OutOfMemoryError
-
-    from mrl.stopping import StoppedError
-    from mrl.train_loop import NonFiniteError, fit
-
+    sys.stdout.reconfigure(line_buffering=True)  # a log file gets each line when it is printed
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "30")  # for bars of torchvision and timm
     try:
         cfg = config.parse(composed)
         validate(cfg)
+    except config.ConfigError as error:
+        if sweeping():
+            raise
+        sys.exit(f"error: {error}")
+    train(cfg)
+
+
+def train(cfg: config.TrainConfig) -> None:
+    # torch and timm load once the config is sound
+    from mrl.console import explained
+    from mrl.distributed import process_group
+    from mrl.stopping import StoppedError
+    from mrl.train_loop import fit
+
+    try:
         with process_group(cfg.device) as (ranks, device):
             checkpoint = fit(cfg, ranks, device)
             if ranks.is_main:
                 print(f"checkpoint: {checkpoint}\nnext: python eval.py run={cfg.run_dir}")
-    except (ValueError, CheckpointError, NonFiniteError, OSError, OutOfMemoryError) as error:
-        if "SUBMITIT_EXECUTOR" in os.environ:
-            raise  # a job's exceptions reach the sweep that waits for it; exit codes do not
-        advice = NEEDS_LESS_MEMORY if isinstance(error, OutOfMemoryError) else ""
-        sys.exit(f"error: {error}{advice}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command with resume=true goes on")
     except StoppedError as stopped:
         print(f"{stopped}; the same command with resume=true goes on", file=sys.stderr)
         # torchrun would start a failed run again at once, on a machine that is to be left.
         sys.exit(0 if "TORCHELASTIC_RUN_ID" in os.environ else 128 + stopped.signal_number)
+    except Exception as error:
+        line = explained(error, NEEDS_LESS_MEMORY)
+        if line is None or sweeping():
+            raise
+        sys.exit(line)
 
 
 def launcher_fault(words: list[str]) -> str | None:
@@ -62,6 +73,6 @@ def launcher_fault(words: list[str]) -> str | None:
 
 
 if __name__ == "__main__":
-    if fault := launcher_fault(sys.argv):
+    if fault := launcher_fault(sys.argv) or command_line.fault(sys.argv, config.TrainConfig):
         sys.exit(f"error: {fault}")
     main()

@@ -2,11 +2,13 @@
 
 Hydra composes YAML files against these dataclasses; :func:`parse` turns the result into plain
 objects once, and nothing below it sees OmegaConf.  A default stands either here (neutral values) or
-in ``configs/`` (choices), never in both: ``MISSING`` marks what the YAML files must say.
+in ``configs/`` (choices), never in both: ``MISSING`` marks what the YAML files must say.  What only
+the command line can say, an experiment marks as ``key: "${required:WHAT IT IS}"``: OmegaConf would
+drop a ``???`` in favour of the schema's default.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
@@ -31,6 +33,9 @@ WandbMode = Enum("WandbMode", ["online", "offline", "disabled"])
 TrackingName = Enum("TrackingName", ["none", "wandb", "tensorboard"])
 Split = Enum("Split", ["holdout", "test"])
 FeatureType = Enum("FeatureType", ["float32", "float16"])
+
+
+_REQUIRED = re.compile(r"\$\{required:(.*)\}")
 
 
 class ConfigError(ValueError):
@@ -234,6 +239,11 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="eval_schema", node=EvalConfig)
+    OmegaConf.register_new_resolver("required", _needed, replace=True)  # for --cfg job --resolve
+
+
+def _needed(what: str) -> None:
+    raise ConfigError(f"no value is given for {what}")
 
 
 def parse(composed: DictConfig | ListConfig) -> Any:
@@ -247,12 +257,26 @@ def parse(composed: DictConfig | ListConfig) -> Any:
         if OmegaConf.get_type(composed) is EvalConfig:
             _drop_unnamed(composed, "data", DataConfig)
             _drop_unnamed(composed, "queries", QueriesConfig)
-        missing = OmegaConf.missing_keys(composed)
-        if missing:
-            raise ConfigError(f"no value for {', '.join(sorted(missing))}: give one, as key=value")
+        if missing := sorted(_unfilled(OmegaConf.to_container(composed))):
+            raise ConfigError(f"no value for {', '.join(missing)}: give one, as key=value")
         return OmegaConf.to_object(composed)
     except (OmegaConfBaseException, TypeError, AttributeError) as error:
-        raise ConfigError(f"unusable configuration: {error}") from error
+        raise ConfigError(f"unusable configuration: {_one_line(error)}") from error
+
+
+def _unfilled(value: Any, key: str = "") -> Iterator[str]:
+    """Each key that is MISSING or ``${required:...}``: ``"backbone.init (a checkpoint)"``."""
+    if isinstance(value, dict | list):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _unfilled(item, f"{key}.{name}".lstrip("."))
+    elif value == MISSING:
+        yield key
+    elif isinstance(value, str) and (found := _REQUIRED.fullmatch(value)):
+        yield f"{key} ({found[1]})"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _drop_unnamed(composed: Any, section: str, schema: type) -> None:
@@ -289,7 +313,9 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), _literal(values))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"the stored configuration does not fit this version: {error}") from error
+        raise ConfigError(
+            f"the stored configuration does not fit this version: {_one_line(error)}"
+        ) from error
     return parse(merged)
 
 

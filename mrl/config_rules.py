@@ -1,8 +1,16 @@
 """Rules over the values of a configuration, checked before any work."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 from mrl.config import ConfigError, EvalConfig, EvalsConfig, RetrievalConfig, Split, TrainConfig
+
+MOST = 10**9  # of whatever is counted or scaled: typing errors lie beyond
+# Where it is less, or more: pixels that a network can be made for, processes that a machine can
+# start, and seeds that PyTorch's generators take.
+MOST_OF = {"data.image_size": 8192, "data.train_sizes": 8192, "data.workers": 1024}
+MOST_OF |= {"backbone.blocks": 1000, "seed": 2**63 - 1}
+SHORT_RUN = 10  # epochs
 
 
 def validate(cfg: TrainConfig) -> None:
@@ -11,6 +19,13 @@ def validate(cfg: TrainConfig) -> None:
     Raises:
         ConfigError: naming every key at fault, its value and what it should be.
     """
+    broken = [*_out_of_range(cfg), *_empty(cfg), *_at_odds(cfg)]
+    if broken:
+        raise ConfigError("; ".join(broken))
+
+
+def _out_of_range(cfg: TrainConfig) -> Iterator[str]:
+    """Numbers that are too small or too large by themselves, or none (NaN)."""
     optim, data = cfg.optim, cfg.data
     at_least = [
         ("seed", cfg.seed, 0),
@@ -27,6 +42,10 @@ def validate(cfg: TrainConfig) -> None:
         ("save.every", 1 if cfg.save.every is None else cfg.save.every, 1),
         ("save.keep", cfg.save.keep, 1),
         ("tracking.log_every", cfg.tracking.log_every, 1),
+        *(("data.train_sizes", size, 1) for size in data.train_sizes or ()),
+        *(("backbone.widths", width, 1) for width in cfg.backbone.widths or ()),
+        *(("backbone.blocks", count, 1) for count in cfg.backbone.blocks or ()),
+        *(("head.weights", weight, 0) for weight in cfg.head.weights or ()),
     ]
     fractions = [
         ("optim.momentum", optim.momentum),
@@ -35,23 +54,48 @@ def validate(cfg: TrainConfig) -> None:
         ("backbone.drop_path", cfg.backbone.drop_path),
         *((f"optim.betas[{i}]", beta) for i, beta in enumerate(optim.betas)),
     ]
-    broken = [f"{key} must be at least {low}, got {x}" for key, x, low in at_least if not x >= low]
-    broken += [f"{key} must lie in [0, 1), got {x}" for key, x in fractions if not 0 <= x < 1]
-    if not 0 < optim.base_lr < float("inf"):
-        broken.append(f"optim.base_lr must be positive and finite, got {optim.base_lr}")
-    if not 0 <= optim.warmup_epochs < optim.epochs:
-        broken.append(
+    for key, x, low in at_least:
+        most = MOST_OF.get(key, MOST)
+        if not x >= low:
+            yield f"{key} must be at least {low}, got {x}"
+        elif x > most:
+            yield f"{key} must be at most {most}, got {x}"
+    yield from (f"{key} must lie in [0, 1), got {x}" for key, x in fractions if not 0 <= x < 1)
+    if not 0 < optim.base_lr <= MOST:
+        yield f"optim.base_lr must be positive and at most {MOST}, got {optim.base_lr}"
+    if optim.clip_norm is not None and not optim.clip_norm > 0:
+        yield f"optim.clip_norm must be positive or null, got {optim.clip_norm}"
+    if len(optim.betas) != 2:
+        yield f"optim.betas must be two numbers, got {optim.betas}"
+
+
+def _empty(cfg: TrainConfig) -> Iterator[str]:
+    """Texts without a letter: as a path they would mean the working folder."""
+    texts = {"name": cfg.name, "run_dir": cfg.run_dir, "device": cfg.device}
+    texts |= {"data.root": cfg.data.root, "backbone.name": cfg.backbone.name}
+    texts |= {"tracking.project": cfg.tracking.project}
+    if cfg.backbone.init is not None:
+        texts["backbone.init"] = cfg.backbone.init
+    yield from (f"{key} must not be empty" for key, text in texts.items() if not text.strip())
+
+
+def _at_odds(cfg: TrainConfig) -> Iterator[str]:
+    """Values that do not go together."""
+    optim = cfg.optim
+    # The warm-up of a recipe is cut to fit a first try of it, see mrl.optim.
+    longest = MOST if optim.epochs < SHORT_RUN else optim.epochs
+    if not 0 <= optim.warmup_epochs < longest:
+        yield (
             f"optim.warmup_epochs must lie in [0, optim.epochs={optim.epochs}), "
             f"got {optim.warmup_epochs}"
         )
-    if optim.clip_norm is not None and not optim.clip_norm > 0:
-        broken.append(f"optim.clip_norm must be positive or null, got {optim.clip_norm}")
-    if cfg.save.best and not data.holdout:
-        broken.append("save.best needs images to choose by: set data.holdout")
-    if len(optim.betas) != 2:
-        broken.append(f"optim.betas must be two numbers, got {optim.betas}")
-    if broken:
-        raise ConfigError("; ".join(broken))
+    if optim.accumulate > optim.batch_size:
+        yield (
+            f"optim.accumulate={optim.accumulate} parts cannot be made of "
+            f"optim.batch_size={optim.batch_size} images"
+        )
+    if cfg.save.best and not cfg.data.holdout:
+        yield "save.best needs images to choose by: set data.holdout"
 
 
 def run_dirs(cfg: EvalConfig) -> list[str]:

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
+from mrl.checkpoint import CheckpointError
 from mrl.distributed import Ranks
 from mrl.model import MRLModel
+from mrl.progress import Bar, progress, say
+from mrl.running_loss import NonFiniteError
 
 if TYPE_CHECKING:
     from mrl.config import TrainConfig
+
+
+def explained(error: BaseException, on_memory: str = "") -> str | None:
+    """The line for an error that the one who reads it can mend; None for a fault of this code.
+
+    Args:
+        on_memory: what to do when memory ran out.
+    """
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        return f"error: out of memory: {text}{on_memory}"
+    known = isinstance(error, ValueError | CheckpointError | NonFiniteError | OSError)
+    return f"error: {text}" if known else None
 
 
 def resolved_values(model: MRLModel, schedule: dict[str, Any]) -> dict[str, Any]:
@@ -52,6 +70,17 @@ def announce(
         print("  it is finished already")
     elif first_step:
         print(f"  resumes at step {first_step}")
+    optim, backbone = cfg.optim, cfg.backbone
+    if optim.warmup_epochs >= optim.epochs:
+        print(
+            f"  note: optim.warmup_epochs={optim.warmup_epochs:g} does not fit into "
+            f"{optim.epochs} epoch(s): a third of the run is warm-up"
+        )
+    if backbone.trainable is not None and backbone.init is None and not backbone.pretrained:
+        print(
+            "  note: what backbone.trainable does not name stays as it was drawn at random, since "
+            "neither backbone.init nor backbone.pretrained says what to start from"
+        )
     if len(widths) > 1 and widths[-1] < embed_dim:
         print(
             f"  note: entries beyond {widths[-1]} of the embedding are not trained, since its full "
@@ -64,13 +93,24 @@ def epoch_line(epoch: int, epochs: int, top1: dict[int, float]) -> str:
     return f"epoch {epoch + 1}/{epochs}  held-out top-1 %  {shown}"
 
 
-def progress_bar(cfg: TrainConfig, ranks: Ranks, total_steps: int, first_step: int) -> tqdm:
-    return tqdm(
-        total=total_steps * cfg.optim.batch_size,
-        initial=first_step * cfg.optim.batch_size,
-        unit="img",
-        unit_scale=True,
-        desc=cfg.name,
-        disable=not ranks.is_main,
-        mininterval=0.5,
+def progress_bar(cfg: TrainConfig, ranks: Ranks, total_steps: int, first_step: int) -> Bar:
+    widths = cfg.head.granularities or ()
+    return progress(
+        f"{cfg.name} seed {cfg.seed}" + (f" m={widths[0]}" if len(widths) == 1 else ""),
+        total_steps * cfg.optim.batch_size,
+        "img",
+        done=first_step * cfg.optim.batch_size,
+        shown=ranks.is_main,
+        leave=True,
     )
+
+
+@contextmanager
+def compiling(shown: bool) -> Iterator[None]:
+    """Say how long the first step of a compiled model takes, which is when it is compiled."""
+    if shown:
+        say("torch.compile: the first step compiles the model, which can take minutes")
+    start = time.perf_counter()
+    yield
+    if shown:
+        say(f"torch.compile: done in {time.perf_counter() - start:.0f} s")

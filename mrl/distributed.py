@@ -31,6 +31,16 @@ class Ranks:
         return self.rank == 0
 
 
+# What training and evaluation run on, and how PyTorch says whether this machine has it. It names a
+# dozen others, of which some hold no numbers ("meta") and most raise what nobody can act on.
+DEVICES: dict[str, Callable[[], bool]] = {
+    "cpu": lambda: True,
+    "cuda": torch.cuda.is_available,
+    "mps": torch.backends.mps.is_available,
+    "xpu": torch.xpu.is_available,
+}
+
+
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """The device called ``name``; "auto" is this rank's GPU if there is one, else the CPU.
 
@@ -39,17 +49,35 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = name.split(":")[0]
+    if kind not in DEVICES:
+        raise ValueError(
+            f"device={name} is none that models are trained on: choose auto, {', '.join(DEVICES)}, "
+            "or one of several GPUs, such as cuda:1"
+        )
+    if not DEVICES[kind]():
+        raise ValueError(
+            f"device={name} cannot be used here: this machine has none, or this PyTorch "
+            f"({torch.__version__}) was built without it. device=auto takes what there is"
+        )
+    device = torch.device("cuda", local_rank) if name == "cuda" else _device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device={name} cannot be used here: process {local_rank} would take GPU "
+            f"{device.index}, and there are {torch.cuda.device_count()}, counted from 0"
+        )
+    if name == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def _device(name: str) -> torch.device:
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        return torch.device(name)
+    except RuntimeError as error:
         raise ValueError(
             f"device={name} cannot be used here: {str(error).splitlines()[0]}"
         ) from None
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    return device
 
 
 @contextmanager

@@ -133,7 +133,7 @@ def sample_weights(weights: Sequence[float], count: int, *, seed: int, step: int
         )
     if count == len(weights):
         return list(weights)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
     drawn = torch.randperm(num_others, generator=generator)[: count - 1].tolist()
     scale = num_others / (count - 1)
     sampled = [w * scale if i in drawn else 0.0 for i, w in enumerate(weights[:-1])]

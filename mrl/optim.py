@@ -84,6 +84,14 @@ def peak_lr(base_lr: float, batch_size: int) -> float:
     return base_lr * batch_size / 256
 
 
+def fitting_warmup(warmup_epochs: float, epochs: int) -> float:
+    """The warm-up in epochs: as asked for, or a third of a run that would end before it does.
+
+    So a recipe can be tried for an epoch or two without changing its other values.
+    """
+    return warmup_epochs if warmup_epochs < epochs else epochs / 3
+
+
 def learning_rate(
     step: int, *, total_steps: int, warmup_steps: int, peak: float, schedule: str
 ) -> float:

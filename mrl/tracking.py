@@ -77,6 +77,13 @@ class Mirror(Protocol):
 
 
 class _WandbMirror:
+    """A W&B run, over all starts of ours.
+
+    Its own step only counts calls, since W&B drops what is logged at a step that it has passed, as
+    a resumed run does. Charts go by "step", a metric like the others: steps that were done twice
+    stand twice at the same place.
+    """
+
     def __init__(
         self, cfg: "TrainConfig", config: Mapping[str, Any], env: Mapping[str, Any]
     ) -> None:
@@ -104,27 +111,36 @@ class _WandbMirror:
         except wandb.errors.CommError as error:
             print(f"warning: W&B is out of reach ({error}): offline, `wandb sync` later")
             self.run = wandb.init(mode="offline", **options)
+        self.run.define_metric("*", step_metric="step")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.run.log(dict(metrics), step=step)
+        self.run.log({"step": step, **metrics})
 
     def close(self) -> None:
         self.run.finish()
 
 
 class _TensorboardMirror:
-    def __init__(self, cfg: "TrainConfig") -> None:
+    """Event files; steps after the one that a run goes on from are hidden, to be logged again."""
+
+    def __init__(self, cfg: "TrainConfig", step: int) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise ValueError(
                 "tracking=tensorboard needs the package: pip install tensorboard"
             ) from None
-        self.writer = SummaryWriter(str(Path(cfg.run_dir) / "tensorboard"))
+        folder = str(Path(cfg.run_dir) / "tensorboard")
+        self.writer = SummaryWriter(folder, purge_step=step + 1)
+        self.step, self.shown = step, set[str]()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            self.writer.add_scalar(name, value, step)
+        if step != self.step:
+            self.step, self.shown = step, set()
+        # Two lines of the record can be of one step, and both name the epoch.
+        for name in [name for name in metrics if name not in self.shown]:
+            self.writer.add_scalar(name, metrics[name], step)
+        self.shown |= metrics.keys()
 
     def close(self) -> None:
         self.writer.close()
@@ -138,13 +154,13 @@ def _run_id(path: Path) -> str:
 
 
 def _open_mirror(
-    cfg: "TrainConfig", config: Mapping[str, Any], env: Mapping[str, Any]
+    cfg: "TrainConfig", config: Mapping[str, Any], env: Mapping[str, Any], step: int
 ) -> Mirror | None:
     match cfg.tracking.name.name:
         case "wandb":
             return _WandbMirror(cfg, config, env)
         case "tensorboard":
-            return _TensorboardMirror(cfg)
+            return _TensorboardMirror(cfg, step)
     return None
 
 
@@ -172,7 +188,7 @@ class RunWriter:
         self.path = run_dir / "metrics.jsonl"
         _drop_lines_after(self.path, step)
         self.file = self.path.open("a")
-        self.mirror = _open_mirror(cfg, config, env)
+        self.mirror = _open_mirror(cfg, config, env, step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.file.write(json.dumps({"step": step, **metrics}) + "\n")

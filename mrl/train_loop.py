@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mrl.checkpoint import Checkpoints, get_rng_state, set_rng_state
 from mrl.config import ConfigError, TrainConfig, to_dict, to_yaml
-from mrl.console import announce, epoch_line, progress_bar, resolved_values
+from mrl.console import announce, compiling, epoch_line, progress_bar, resolved_values
 from mrl.data import build_loader, load_splits
 from mrl.data.batches import mix
 from mrl.data_notes import Noted, changes, noted_holdout, notes_of, pick_pixels
@@ -25,8 +25,9 @@ from mrl.initial_weights import load_backbone_weights
 from mrl.mixing import build_mix
 from mrl.model import MRLModel, model_for
 from mrl.nesting import check_weights, sample_weights
-from mrl.optim import freeze, learning_rate, peak_lr, train_mode
+from mrl.optim import fitting_warmup, freeze, learning_rate, peak_lr, train_mode
 from mrl.precision import autocast, pick_precision
+from mrl.progress import say
 from mrl.run_dir import held_run_dir, open_run_dir, refuse_changes
 from mrl.running_loss import NonFiniteError, RunningLoss, diverged
 from mrl.sharding import shard
@@ -101,6 +102,7 @@ def _fit(cfg: TrainConfig, ranks: Ranks, device: torch.device) -> Path:
     objective = _distribute(NestedObjective(model, cfg.optim.label_smoothing), cfg, ranks, device)
     weights_at = _weights_of_step(cfg, model.granularities)
     blend = build_mix(cfg.optim, num_classes=model.head.num_classes, seed=cfg.seed, rank=ranks.rank)
+    num_parts = cfg.optim.accumulate
     running = RunningLoss(model.granularities, device, ranks.world_size, cfg.optim.batch_size)
 
     def save(step: int, top1: float | None = None) -> None:
@@ -125,9 +127,10 @@ def _fit(cfg: TrainConfig, ranks: Ranks, device: torch.device) -> Path:
             for step, (images, labels) in enumerate(batches, start=start):
                 images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
                 images, labels = blend(images, labels.to(device, non_blocking=True), step)
-                total, losses = _backward(
-                    state, objective, images, labels, weights_at(step), cfg.optim.accumulate, amp
-                )
+                with compiling(cfg.compile and ranks.is_main and step == first_step):
+                    total, losses = _backward(
+                        state, objective, images, labels, weights_at(step), num_parts, amp
+                    )
                 lr = learning_rate(step, **schedule)
                 state.update(lr)
 
@@ -138,14 +141,15 @@ def _fit(cfg: TrainConfig, ranks: Ranks, device: torch.device) -> Path:
                 if done % cfg.tracking.log_every == 0 or epoch_ends:
                     metrics = running.close(done, checkpoints.newest)
                     writer.log(done, {"epoch": epoch, "lr": lr, **metrics})
-                    bar.set_postfix(loss=f"{metrics['train/total']:.3f}", epoch=epoch + 1)
+                    loss = f"{metrics['train/total']:.3f}"
+                    bar.set_postfix(step=done, epoch=epoch + 1, loss=loss)
                 stopped_by = stop.agreed()
                 top1 = {}
                 if epoch_ends and holdout_loader is not None:
                     top1 = accuracy(state.evaluated, holdout_loader, amp, device)
                     writer.log(done, {"epoch": epoch, **per_granularity("holdout/top1", top1)})
                     if ranks.is_main:
-                        bar.write(epoch_line(epoch, cfg.optim.epochs, top1))
+                        say(epoch_line(epoch, cfg.optim.epochs, top1))
                 if epoch_ends or stopped_by or (cfg.save.every and done % cfg.save.every == 0):
                     save(done, top1.get(model.granularities[-1]))
                 if stopped_by and done < schedule["total_steps"]:
@@ -227,7 +231,7 @@ def _schedule(cfg: TrainConfig, steps: int) -> dict[str, Any]:
     """The arguments of :func:`mrl.optim.learning_rate` besides the step."""
     return {
         "total_steps": cfg.optim.epochs * steps,
-        "warmup_steps": round(cfg.optim.warmup_epochs * steps),
+        "warmup_steps": round(fitting_warmup(cfg.optim.warmup_epochs, cfg.optim.epochs) * steps),
         "peak": peak_lr(cfg.optim.base_lr, cfg.optim.batch_size),
         "schedule": cfg.optim.schedule.name,
     }

@@ -1,4 +1,6 @@
 import copy
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -10,14 +12,26 @@ from omegaconf import OmegaConf
 
 from mrl import config
 from mrl.config_rules import validate
+from mrl.optim import fitting_warmup
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 
 
+REQUIRED = {
+    name: re.findall(r"(\w+): \"?\$\{required:", (CONFIGS / f"experiment/{name}.yaml").read_text())
+    for name in EXPERIMENTS
+}
+
+
+def filled(name):
+    """Overrides that give an experiment what it wants from the command line."""
+    return [f"experiment={name}", *(f"backbone.{key}=given" for key in REQUIRED[name])]
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes_under_its_own_name(compose_train, name):
-    cfg = compose_train(f"experiment={name}")
+    cfg = compose_train(*filled(name))
     validate(cfg)
     assert cfg.name == name
     assert cfg.run_dir.startswith(f"outputs/{name}/")
@@ -31,7 +45,45 @@ def test_every_option_is_chosen_by_a_default_or_an_experiment():
                 chosen |= {(k.removeprefix("override ").strip("/"), v) for k, v in entry.items()}
     groups = ("data", "backbone", "head", "optim")
     options = {(g, path.stem) for g in groups for path in (CONFIGS / g).glob("*.yaml")}
+    for group, name in options.copy():  # options that others vary
+        bases = yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text()).get("defaults", [])
+        chosen |= {(group, base) for base in bases if base != "_self_"}
     assert options - chosen == {("data", "synthetic")}  # the tests' own
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if REQUIRED[name]])
+def test_what_an_experiment_wants_from_the_command_line_is_asked_for(compose_train, name):
+    for key in REQUIRED[name]:
+        with pytest.raises(config.ConfigError, match=rf"no value for backbone\.{key} \(.+\)"):
+            compose_train(f"experiment={name}")
+    assert compose_train(*filled(name)).backbone.init == "given"
+    assert compose_train(f"experiment={name}", "backbone.init=null").backbone.init is None
+
+
+@pytest.mark.parametrize("key", ["seed", "optim.epochs", "head.granularities", "data.flip"])
+def test_any_key_can_be_required(key):
+    """Also one that is no text, and one that has a default."""
+    config.register()
+    with (
+        initialize_config_dir(str(CONFIGS), version_base="1.3"),
+        pytest.raises(config.ConfigError, match=rf"no value for {key} \(a number\): give one"),
+    ):
+        config.parse(compose("train", overrides=[f"{key}='${{required:a number}}'"]))
+
+
+def test_no_file_asks_by_question_marks_which_a_default_would_replace():
+    for path in CONFIGS.rglob("*.yaml"):
+        assert "???" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("recipe", ["sgd", "adamw", "imagenet_adamw"])
+def test_an_optimiser_brings_its_own_recipe(compose_train, name, recipe):
+    """An experiment may say how long it trains, in a file of its own; the rest is the choice's."""
+    chosen = compose_train(*filled(name), f"optim={recipe}").optim
+    plain = compose_train(f"optim={recipe}").optim
+    duration = {"epochs": plain.epochs, "warmup_epochs": plain.warmup_epochs}
+    assert dataclasses.replace(chosen, **duration) == plain
 
 
 def test_the_run_directory_follows_name_seed_and_width(compose_train):
@@ -88,6 +140,24 @@ def test_a_missing_value_is_named():
 def test_values_that_cannot_be_are_named(compose_train, override, message):
     with pytest.raises(config.ConfigError, match=message):
         validate(compose_train(override))
+
+
+@pytest.mark.parametrize(
+    ("override", "epochs", "expected"),
+    [
+        ("optim=sgd", 1, 1 / 3),
+        ("optim=sgd", 2, 2 / 3),
+        ("optim=sgd", 3, 2.0),  # as before, where it fits
+        ("optim=adamw", 1, 1 / 3),
+        ("optim=imagenet_adamw", 1, 1 / 3),
+        ("optim=imagenet_adamw", 9, 3.0),
+        ("optim.warmup_epochs=0", 1, 0.0),
+    ],
+)
+def test_a_recipe_can_be_tried_for_an_epoch(compose_train, override, epochs, expected):
+    cfg = compose_train(override, f"optim.epochs={epochs}")
+    validate(cfg)
+    assert fitting_warmup(cfg.optim.warmup_epochs, epochs) == pytest.approx(expected)
 
 
 def test_every_fault_is_named_at_once(compose_train):

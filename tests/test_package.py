@@ -90,7 +90,28 @@ def test_imports_go_one_way(part):
             assert not any(name.startswith(f) for f in FORBIDDEN[part]), f"{path}: imports {name}"
 
 
-def test_only_the_config_module_knows_hydra():
+def test_few_modules_know_hydra():
     for path in (ROOT / "mrl").glob("**/*.py"):
         knows = any(n.split(".")[0] in ("hydra", "omegaconf") for n in imports_of(path))
-        assert not knows or path.name == "config.py", path
+        assert not knows or path.name in ("config.py", "command_line.py", "sweep.py"), path
+
+
+def test_what_is_offered_is_there():
+    import mrl
+
+    for name in mrl.__all__:
+        assert getattr(mrl, name).__name__ == name
+    assert {"nested_knn", "load_model"} <= {*dir(mrl)}
+    assert mrl.search.PrefixIndex  # a module that nobody has asked for by name
+    with pytest.raises(AttributeError, match="nothing_of_ours"):
+        _ = mrl.nothing_of_ours
+
+
+@pytest.mark.parametrize("word", ["optim.epochs=0", "optim.epoch=3", "head.granularities=[x]"])
+def test_a_config_is_refused_before_pytorch_loads(word):
+    code = "import runpy, sys; sys.argv = ['train.py', sys.argv[1]]\n"
+    code += "try: runpy.run_path('train.py', run_name='__main__')\n"
+    code += "except SystemExit as end: print(end)\n"
+    code += "assert not {'torch', 'timm'} & {*sys.modules}"
+    done = subprocess.run([sys.executable, "-c", code, word], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr

@@ -367,3 +367,29 @@ def test_ctrl_c_leaves_a_resumable_state(tmp_path):
     assert process.returncode == 1
     assert "resume=true goes on" in stderr
     assert load_checkpoint(tmp_path / "run")["step"] > 0
+
+
+def test_the_first_try_says_what_became_of_the_warm_up(tiny_run, capsys):
+    cfg = tiny_run("optim.epochs=1", "optim.warmup_epochs=2")
+    train(cfg)
+    assert "optim.warmup_epochs=2 does not fit into 1 epoch(s)" in capsys.readouterr().out
+    assert json.loads(Path(cfg.run_dir, "env.json").read_text())["resolved"]["warmup_steps"] == 1
+
+
+@pytest.mark.parametrize(("start", "said"), [("backbone.init=null", True), (None, False)])
+def test_a_frozen_encoder_drawn_at_random_is_pointed_out(tiny_run, tmp_path, capsys, start, said):
+    first = tiny_run(f"run_dir={tmp_path}/first")
+    start = start or f"backbone.init={train(first)}"
+    capsys.readouterr()
+    train(tiny_run("backbone.trainable=[layers.4]", start))
+    assert ("stays as it was drawn at random" in capsys.readouterr().out) == said
+
+
+def test_a_compiled_model_says_that_it_compiles(tiny_run, monkeypatch, capsys):
+    """The compiler itself, which takes a minute, has its own tests."""
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
+    train(tiny_run("compile=true"))
+    out = capsys.readouterr().out
+    assert out.count("torch.compile: the first step compiles the model") == 1
+    assert out.count("torch.compile: done in 0 s") == 1
+    assert out.index("done in") < out.index("epoch 1/2")

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from mrl.data import synthetic
 from mrl.data.errors import DataError
 from mrl.data.pixels import INTERPOLATIONS
 
 if TYPE_CHECKING:  # mrl.config needs Hydra; loading data does not
     from mrl.config import DataConfig
+
+
+# Bytes of memory for each pixel of a side squared, of data sets that are kept there: images times
+# channels, twice while they are resized; synthetic ones are drawn in float32.
+_BYTES = {"fashion_mnist": 2 * 70_000, "cifar10": 2 * 3 * 60_000, "cifar100": 2 * 3 * 60_000}
+_SYNTHETIC_BYTES = 3 * 12  # of an image
 
 
 def check(cfg: DataConfig) -> None:
@@ -68,6 +76,14 @@ def _check_data_set(cfg: DataConfig) -> None:
                 f"data.pad={cfg.pad} has no effect on imagefolder, which is cropped: use 0"
             )
         return
+    if name == "synthetic":
+        synthetic.check_counts(*_synthetic_counts(cfg))
+    if cfg.pad >= cfg.image_size:
+        raise DataError(
+            f"data.pad={cfg.pad} could shift images of data.image_size={cfg.image_size} out of "
+            "sight: it must be smaller"
+        )
+    _check_memory(cfg)
     for key, neutral in (
         ("classes", None),
         ("train_sizes", None),
@@ -83,6 +99,27 @@ def _check_data_set(cfg: DataConfig) -> None:
         raise DataError(
             f"data.loader={cfg.loader.name} and data.on_corrupt={cfg.on_corrupt.name} are for "
             f"data.name=imagefolder: {name} is kept in memory, use torch and fatal"
+        )
+
+
+def _synthetic_counts(cfg: DataConfig) -> tuple[int, int]:
+    """Classes, and images of train."""
+    classes, images = cfg.num_classes, cfg.num_images
+    return (
+        synthetic.NUM_CLASSES if classes is None else classes,
+        synthetic.NUM_IMAGES if images is None else images,
+    )
+
+
+def _check_memory(cfg: DataConfig) -> None:
+    """Refuse images that cannot all be kept: the system would end the process without a word."""
+    synthetic_bytes = _synthetic_counts(cfg)[1] * _SYNTHETIC_BYTES
+    needed = _BYTES.get(cfg.name.name, synthetic_bytes) * cfg.image_size**2
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise DataError(
+            f"{cfg.name.name} with data.image_size={cfg.image_size} takes {needed / 2**30:.0f} GiB "
+            f"of memory, and this machine has {there / 2**30:.0f}: use smaller images, or fewer"
         )
 
 

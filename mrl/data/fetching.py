@@ -14,7 +14,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from mrl.progress import progress
 
 CONNECT_SECONDS = 8  # all addresses and the name look-up together
 STALL_SECONDS = 30  # without a single byte, once connected
@@ -35,7 +35,7 @@ def download(url: str, path: Path, md5: str) -> None:
     digest = hashlib.md5(usedforsecurity=False)
     with _open(url) as response, path.open("wb") as file:
         size = int(response.headers.get("Content-Length", 0)) or None
-        with tqdm(total=size, unit="B", unit_scale=True, desc=path.name) as bar:
+        with progress(path.name, size, "B", leave=True) as bar:
             while block := response.read(1 << 16):
                 file.write(block)
                 digest.update(block)

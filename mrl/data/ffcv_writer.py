@@ -16,12 +16,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from mrl.data import beton
 from mrl.data.crops import uniforms
 from mrl.data.errors import DataError
 from mrl.data.image_folder import CorruptImageError, Scanned, decode
+from mrl.progress import progress
 
 PAGE = 8 << 20  # bytes; FFCV's default, the unit of reading without the page cache
 CHUNK = 16  # images that a worker hands over at once
@@ -176,7 +176,7 @@ def _encoded(
     chunks = DataLoader(
         _Encoding(paths, settings), batch_size=CHUNK, num_workers=workers, collate_fn=list
     )
-    with tqdm(total=len(paths), desc=name, unit="img") as bar:
+    with progress(name, len(paths), "img", leave=True) as bar:
         for chunk in chunks:
             yield from chunk
             bar.update(len(chunk))

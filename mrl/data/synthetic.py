@@ -22,16 +22,21 @@ def make(
 
     Test has a quarter as many images as train, and at least one of each class.
     """
-    if num_classes < 2 or num_images < num_classes:
-        raise DataError(
-            "synthetic data need data.num_classes >= 2 and data.num_images >= data.num_classes, "
-            f"got {num_classes} classes and {num_images} images"
-        )
+    check_counts(num_classes, num_images)
     patterns = class_patterns(num_classes, image_size)
     return (
         _draw(patterns, num_images, stream=1),
         _draw(patterns, max(num_images // 4, num_classes), stream=2),
     )
+
+
+def check_counts(num_classes: int, num_images: int) -> None:
+    """Refuse numbers of which no data set can be made."""
+    if num_classes < 2 or num_images < num_classes:
+        raise DataError(
+            "synthetic data need data.num_classes >= 2 and data.num_images >= data.num_classes, "
+            f"got {num_classes} classes and {num_images} images"
+        )
 
 
 def class_patterns(num_classes: int, image_size: int) -> Tensor:

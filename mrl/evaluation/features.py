@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from mrl.data import Loader
 from mrl.distributed import Ranks, gather_objects
@@ -27,6 +26,7 @@ from mrl.evaluation.encode import Batch, encoded
 from mrl.evaluation.feature_files import WRITTEN, FeatureFiles, block_size
 from mrl.evaluation.row_file import locked
 from mrl.model import MRLModel
+from mrl.progress import Bar, progress
 
 
 def extract(
@@ -134,7 +134,7 @@ def _encode(
     batch_size: int,
     device: torch.device,
     may_skip: bool,
-    bar: tqdm,
+    bar: Bar,
 ) -> None:
     """Encode consecutive blocks; each is written while the next is encoded."""
     rows = range(files.rows(blocks[0]).start, files.rows(blocks[-1]).stop)
@@ -178,7 +178,7 @@ def _block(
     return kept_ND, labels_N.numpy()
 
 
-def _counted(batches: Iterator[Batch], bar: tqdm) -> Iterator[Batch]:
+def _counted(batches: Iterator[Batch], bar: Bar) -> Iterator[Batch]:
     for z_ND, labels_N in batches:
         bar.update(len(labels_N))
         yield z_ND, labels_N
@@ -215,8 +215,10 @@ def _divisor(block: int, batch_size: int) -> int:
 
 def _bar(
     manifest: Mapping[str, Any], files: FeatureFiles, blocks: Sequence[int], ranks: Ranks
-) -> tqdm:
+) -> Bar:
     """The progress of rank 0, whose share is like the others'."""
     total = sum(len(files.rows(block)) for block in blocks)
-    text = f"encode {manifest['split']}" + (" (rank 0)" if ranks.world_size > 1 else "")
-    return tqdm(total=total, desc=text, unit="img", leave=False, disable=not ranks.is_main)
+    run = files.folder.absolute().parents[1]  # RUN/features/ENTRY
+    text = f"encode {manifest['split']} of {run.parent.name}/{run.name}"
+    text += " (rank 0)" * (ranks.world_size > 1)
+    return progress(text, total, "img", shown=ranks.is_main)

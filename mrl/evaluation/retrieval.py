@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mrl.evaluation.class_matching import shared_labels
 from mrl.evaluation.contract import Features, Score, WidthsOf
 from mrl.evaluation.neighbours import neighbours, num_others
+from mrl.progress import counted
 from mrl.row_names import MFLOPS, MILLISECONDS, metric_of
 from mrl.search import nested_knn
 from mrl.search.cost import Plan, mflops_per_query, paper_funnels, validation_plans
@@ -52,7 +52,7 @@ def run(
     def first_stage_ms(m: int, k: int) -> float:
         return _first_stage_ms(bank, queries, m, k, cfg.timed_queries)
 
-    for plan in tqdm(plans, desc="retrieval", unit="plan", leave=False):
+    for plan in counted(plans, "retrieval", "plan"):
         m, size = plan.dims[0], (*plan.shortlists, max(cfg.ks))[0]
         started = perf_counter()
         found_QK, ks = _later_stages(plan, first[m], bank, queries, cfg.ks)

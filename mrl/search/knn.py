@@ -143,7 +143,7 @@ def _bar(shown: bool, total: int) -> Iterator[Callable[[int], object]]:
     if not shown:
         yield lambda rows: None
         return
-    from tqdm import tqdm  # `import mrl` works without it
+    from mrl.progress import progress  # needs tqdm, without which `import mrl` works
 
-    with tqdm(total=total, desc="k-NN", unit="row", unit_scale=True, leave=False) as bar:
+    with progress("k-NN", total, "row") as bar:
         yield bar.update

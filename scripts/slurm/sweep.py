@@ -4,23 +4,19 @@ python scripts/slurm/sweep.py experiment=fashion_mnist_ff 'head.granularities=[2
 """
 
 import argparse
-import itertools
 import sys
+from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra import initialize_config_dir
 from hydra.errors import HydraException
 
+# Run from a checkout without installing it, too.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-def runs_of(words: list[str]) -> list[list[str]]:
-    """The overrides of each run; the last key with several values changes fastest."""
-    choices = []
-    for override in OverridesParser.create().parse_overrides(words):
-        if override.is_sweep_override():
-            key = override.get_key_element()
-            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-        else:
-            choices.append([override.input_line])
-    return [list(run) for run in itertools.product(*choices)]
+from mrl import config
+from mrl.sweep import check_runs, runs_of
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def main() -> None:
@@ -30,7 +26,10 @@ def main() -> None:
     args = parser.parse_args()
     try:
         runs = runs_of(args.overrides)
-    except HydraException as error:
+        config.register()
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            check_runs("train", runs)
+    except (HydraException, config.ConfigError) as error:
         sys.exit(f"error: {error}")
     if args.task is None:
         print("\n".join(f"{i}: {' '.join(run)}" for i, run in enumerate(runs)))

@@ -10,7 +10,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 SWEEP = str(Path(__file__).parent.parent.parent / "scripts/slurm/sweep.py")
 WORDS = ["experiment=fashion_mnist_ff", "head.granularities=[2],[8,16]", "seed=range(1,4)"]
-WORDS += ["run_dir='a b/${seed}'", "optim.base_lr=0.1,2e-1", "+note=choice(x,y)"]
+WORDS += ["run_dir='a b/${seed} ${optim.base_lr} ${head.kind} ${head.granularities}'"]
+WORDS += ["optim.base_lr=0.1,2e-1", "head=choice(nested,tied)"]
 
 
 def called(monkeypatch, *arguments):
@@ -36,8 +37,10 @@ def test_the_runs_are_hydras(monkeypatch, capsys):
     [
         (["--task=6", "seed=0,1,2,3,4,5"], "make 6 run.s., so there is no run 6: .* --array=0-5"),
         (["seed=[0"], "error: no viable alternative at input '.0'"),
+        (["--task=0", "optim.epochs=3,4"], "#0 optim.epochs=3 and #1 .* share run_dir=outputs/"),
+        (["seed=0,-1"], "#1 seed=-1: seed must be at least 0, got -1; none of the 2 jobs"),
     ],
-    ids=["a task too many", "no override"],
+    ids=["a task too many", "no override", "one directory for two", "no seed"],
 )
 def test_refused(monkeypatch, arguments, message):
     with pytest.raises(SystemExit, match=message):
