@@ -20,6 +20,7 @@ from tabulate import tabulate
 
 from mrl import config
 from mrl.checkpoint import CheckpointError
+from mrl.command_line import CommandLineError, as_typed
 from mrl.config_rules import run_dirs
 
 if TYPE_CHECKING:
@@ -79,4 +80,8 @@ def show(rows: "list[Row]", source: str, items: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
+    try:
+        sys.argv[1:] = as_typed(sys.argv[1:], config.text_keys(config.EvalConfig))
+    except CommandLineError as error:
+        sys.exit(f"error: {error}")
     main()

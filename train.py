@@ -2,14 +2,13 @@
 
 import os
 import sys
-from importlib.util import find_spec
-from shutil import which
 
 import hydra
 from omegaconf import DictConfig
 
 from mrl import config
 from mrl.checkpoint import CheckpointError
+from mrl.command_line import CommandLineError, as_typed, launcher_fault, override
 from mrl.config_rules import validate
 from mrl.distributed import process_group
 
@@ -34,7 +33,9 @@ def main(composed: DictConfig) -> None:
         with process_group(cfg.device) as (ranks, device):
             checkpoint = fit(cfg, ranks, device)
             if ranks.is_main:
-                print(f"checkpoint: {checkpoint}\nnext: python eval.py run={cfg.run_dir}")
+                print(
+                    f"checkpoint: {checkpoint}\nnext: python eval.py {override('run', cfg.run_dir)}"
+                )
     except (ValueError, CheckpointError, NonFiniteError, OSError, OutOfMemoryError) as error:
         if "SUBMITIT_EXECUTOR" in os.environ:
             raise  # a job's exceptions reach the sweep that waits for it; exit codes do not
@@ -48,20 +49,11 @@ def main(composed: DictConfig) -> None:
         sys.exit(0 if "TORCHELASTIC_RUN_ID" in os.environ else 128 + stopped.signal_number)
 
 
-def launcher_fault(words: list[str]) -> str | None:
-    """Why the launcher that the command line names cannot work here."""
-    launchers = [word for word in words if "launcher=submitit" in word]
-    if launchers and find_spec("submitit") is None:
-        return "this launcher needs a package: pip install hydra-submitit-launcher"
-    if any("submitit_slurm" in word for word in launchers) and which("srun") is None:
-        return (
-            "this launcher needs SLURM, and there is no srun here: use it on a machine of the "
-            "cluster, or hydra/launcher=submitit_local on this one"
-        )
-    return None
-
-
 if __name__ == "__main__":
     if fault := launcher_fault(sys.argv):
         sys.exit(f"error: {fault}")
+    try:
+        sys.argv[1:] = as_typed(sys.argv[1:], config.text_keys(config.TrainConfig))
+    except CommandLineError as error:
+        sys.exit(f"error: {error}")
     main()

@@ -7,6 +7,7 @@ Shapes: N items, D embedding width.
 """
 
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import torch
@@ -106,15 +107,20 @@ def _header(path: Path) -> np.ndarray:
     """The array in the file, mapped."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OverflowError) as error:
-        text = str(error).splitlines()[0]
-        if "Object arrays" in text or "Python objects" in text:
-            text = "it holds Python objects (pickle), which could run code: save plain numbers"
-        elif "greater than file size" in text or isinstance(error, EOFError):
-            text = "it is cut short: copy it again"
-        elif "allow_pickle" in text:
-            text = "its header is too long for an array of numbers or words"
-        raise ValueError(f"{path} cannot be read: {text}") from error
+    except (ValueError, EOFError, OverflowError, SyntaxError, TokenError) as error:
+        raise ValueError(f"{path} cannot be read: {_what_is_wrong(error)}") from error
+
+
+def _what_is_wrong(error: Exception) -> str:
+    """What numpy's error says, without advice that can be followed in Python only."""
+    text = str(error).splitlines()[0]
+    if "Object arrays" in text or "Python objects" in text:
+        return "it holds Python objects (pickle), which could run code: save plain numbers"
+    if "greater than file size" in text or text.startswith("EOF: reading"):
+        return "it is cut short: copy it again"
+    if "allow_pickle" in text or isinstance(error, SyntaxError | TokenError | OverflowError):
+        return "its header is damaged, or none of an array of numbers or words"
+    return text
 
 
 def _check_rows(z_ND: Tensor, path: Path) -> None:

@@ -27,8 +27,7 @@ _SMALLEST = 8  # width that halving stops at
 
 
 def evaluate_embeddings(cfg: "EvalConfig") -> list[Row]:
-    """Judge ``cfg.embeddings`` by every evaluator in ``cfg.evals`` that needs no model, and by the
-    truncation report in any case; adds to rows.jsonl in ``cfg.out``.
+    """Judge ``cfg.embeddings`` by the evaluators in ``cfg.evals``; adds to the rows in ``cfg.out``.
 
     Without ``cfg.query_embeddings`` the items of the bank are the queries, each sought among the
     others.
@@ -40,8 +39,7 @@ def evaluate_embeddings(cfg: "EvalConfig") -> list[Row]:
     """
     assert cfg.embeddings is not None and cfg.out is not None
     bank, queries = load_features(cfg)
-    evals = _with_truncation(cfg.evals)
-    names = _names_that_apply(evals, labelled=bank.labelled)
+    names = _names_that_apply(cfg.evals, labelled=bank.labelled)
     head = Widths(bank.z.shape[1], widths_of(bank.z.shape[1], cfg.widths))
     device = pick_device(cfg.device)
     out = Path(cfg.out)
@@ -57,7 +55,7 @@ def evaluate_embeddings(cfg: "EvalConfig") -> list[Row]:
         split="test",
     )
     bank, queries = bank.to(device), queries.to(device)
-    return measure(names, bank, queries, head, evals, judged, out / ROWS_NAME)
+    return measure(names, bank, queries, head, cfg.evals, judged, out / ROWS_NAME)
 
 
 def load_features(cfg: "EvalConfig") -> tuple[Features, Features]:
@@ -116,17 +114,11 @@ def widths_of(embed_dim: int, asked: list[int] | None) -> list[int]:
     return widths
 
 
-def _with_truncation(evals: "EvalsConfig") -> "EvalsConfig":
-    from mrl.config import TruncationConfig  # and with it Hydra, which has been loaded by now
-
-    return evals if evals.truncation else replace(evals, truncation=TruncationConfig())
-
-
 def _names_that_apply(evals: "EvalsConfig", *, labelled: bool) -> list[str]:
-    """The evaluators asked for that can be done without a model.
+    """The evaluators asked for, without those of the default that lack something.
 
-    No one asks for classify here: a list that has it is eval.py's default, of which those that lack
-    something are left out.  In a list of one's own they are an error.
+    Raises:
+        ValueError: if one that was named lacks something.
     """
     names = names_asked(evals)
     lacking = {name: "a model" for name in names if EVALUATORS[name].needs_head}
@@ -134,11 +126,17 @@ def _names_that_apply(evals: "EvalsConfig", *, labelled: bool) -> list[str]:
         for name in names:
             if EVALUATORS[name].needs_labels:
                 lacking.setdefault(name, "labels=FILE")
-    if lacking and "classify" not in names:
-        raise ValueError(f"labels=FILE is missing: {', '.join(lacking)} cannot do without")
-    for name, what in lacking.items():
-        print(f"{name} is left out: it needs {what}")
-    return [name for name in names if name not in lacking]
+    if evals.by_default:
+        for name, what in lacking.items():
+            print(f"{name} is left out: it needs {what}")
+        return [name for name in names if name not in lacking]
+    for what, cure in (
+        ("a model", "embeddings=FILE comes without one"),
+        ("labels=FILE", "labels=FILE is missing"),
+    ):
+        if needing := [name for name in names if lacking.get(name) == what]:
+            raise ValueError(f"{cure}: {', '.join(needing)} cannot do without")
+    return names
 
 
 def _read_set(prefix: str, embeddings: str, labels: str | None) -> tuple[Tensor, np.ndarray | None]:

@@ -22,8 +22,7 @@ def read_columns(path: Path, needed: str, others: tuple[str, ...] = ()) -> dict[
             such files is installed.
     """
     try:
-        from pyarrow.lib import ArrowException
-        from pyarrow.parquet import read_schema, read_table
+        from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise ValueError(
             f"{path}: reading .parquet files needs pyarrow (pip install pyarrow); .npy files are "
@@ -31,10 +30,10 @@ def read_columns(path: Path, needed: str, others: tuple[str, ...] = ()) -> dict[
         ) from error
     check_content(path)
     try:
-        present = read_schema(path).names
+        present = parquet.read_schema(path).names
         names = [name for name in (needed, *others) if name in present]
         # partitioning=None: else folders called label=3 would become columns
-        table = read_table(path, columns=names, partitioning=None)
+        table = parquet.read_table(path, columns=names, partitioning=None)
     except (ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     if needed not in names:

@@ -43,8 +43,9 @@ def _same_directions(a_ND: Tensor, b_ND: Tensor) -> bool:
     """Whether rows that differ, if any do, differ by no more than rounding once they are scaled."""
     if torch.equal(a_ND, b_ND):
         return True
-    gap_ND = normalize(a_ND.double(), dim=1) - normalize(b_ND.double(), dim=1)
-    return float(gap_ND.abs().max()) <= 2 * torch.finfo(a_ND.dtype).eps
+    unit_a_ND, unit_b_ND = (normalize(z_ND.double(), dim=1) for z_ND in (a_ND, b_ND))
+    eps = torch.finfo(a_ND.dtype).eps
+    return torch.allclose(unit_a_ND, unit_b_ND, rtol=2 * eps, atol=1e-4 * eps)
 
 
 def _bit_sums(z_ND: Tensor) -> Tensor:

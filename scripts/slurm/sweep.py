@@ -6,14 +6,22 @@ python scripts/slurm/sweep.py experiment=fashion_mnist_ff 'head.granularities=[2
 import argparse
 import itertools
 import sys
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+
+# Run from a checkout without installing it, too.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from mrl import config
+from mrl.command_line import CommandLineError, as_typed
 
 
 def runs_of(words: list[str]) -> list[list[str]]:
     """The overrides of each run; the last key with several values changes fastest."""
     choices = []
+    _, *words = as_typed(["-m", *words], config.text_keys(config.TrainConfig))
     for override in OverridesParser.create().parse_overrides(words):
         if override.is_sweep_override():
             key = override.get_key_element()
@@ -30,7 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         runs = runs_of(args.overrides)
-    except HydraException as error:
+    except (CommandLineError, HydraException) as error:
         sys.exit(f"error: {error}")
     if args.task is None:
         print("\n".join(f"{i}: {' '.join(run)}" for i, run in enumerate(runs)))
