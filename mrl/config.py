@@ -252,7 +252,7 @@ def text_keys(schema: type, section: str = "") -> dict[str, bool]:
         if str in parts or f.metadata.get("text"):
             keys[key] = str not in parts or NoneType in parts
         for part in parts:
-            if is_dataclass(part):
+            if isinstance(part, type) and is_dataclass(part):
                 keys |= text_keys(part, f"{key}.")
     return keys
 

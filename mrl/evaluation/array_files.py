@@ -112,15 +112,13 @@ def _header(path: Path) -> np.ndarray:
 
 
 def _what_is_wrong(error: Exception) -> str:
-    """What numpy's error says, without advice that can be followed in Python only."""
+    """What numpy's error says, without its advice for those who write Python."""
     text = str(error).splitlines()[0]
     if "Object arrays" in text or "Python objects" in text:
         return "it holds Python objects (pickle), which could run code: save plain numbers"
     if "greater than file size" in text or text.startswith("EOF: reading"):
         return "it is cut short: copy it again"
-    if "allow_pickle" in text or isinstance(error, SyntaxError | TokenError | OverflowError):
-        return "its header is damaged, or none of an array of numbers or words"
-    return text
+    return f"its header is damaged ({text})"
 
 
 def _check_rows(z_ND: Tensor, path: Path) -> None:

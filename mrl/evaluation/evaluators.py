@@ -62,6 +62,8 @@ def measure(
     rows = []
     for name in names:
         found = [_row(judged, name, score) for score in _scores(name, bank, queries, head, evals)]
+        if not found and not evals.by_default:
+            print(f"{name} has nothing to say at these widths: {head.granularities}")
         append_rows(file, found)
         rows += found
     return rows

@@ -116,6 +116,11 @@ def test_what_is_asked_for_is_done_and_no_more(words, metrics, tmp_path, capsys)
     assert (cut in capsys.readouterr().out) == ("truncation neighbours@7" in metrics)
 
 
+def test_an_evaluator_with_nothing_to_say_says_so(tmp_path, capsys) -> None:
+    evaluate_embeddings(compose_eval(*items(8, tmp_path), "evals=[interpolation]", "widths=[8]"))
+    assert "interpolation has nothing to say at these widths: [8]" in capsys.readouterr().out
+
+
 def test_a_bank_of_three_items_is_judged_by_default(tmp_path, capsys) -> None:
     rows = evaluate_embeddings(compose_eval(*items(3, tmp_path)))
     metrics = {f"{r.evaluator} {r.metric}" for r in rows}
