@@ -18,9 +18,11 @@ import hydra
 from omegaconf import DictConfig
 from tabulate import tabulate
 
-from mrl import command_line, config
+from mrl import config
 from mrl.checkpoint import CheckpointError
+from mrl.command_line import CommandLineError
 from mrl.config_rules import run_dirs
+from mrl.override_rules import read
 from mrl.sweep import sweeping
 
 if TYPE_CHECKING:
@@ -84,6 +86,8 @@ def show(rows: "list[Row]", source: str, items: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    if fault := command_line.fault(sys.argv, config.EvalConfig):
-        sys.exit(f"error: {fault}")
+    try:
+        sys.argv[1:] = read(sys.argv[1:], config.EvalConfig)
+    except CommandLineError as error:
+        sys.exit(f"error: {error}")
     main()

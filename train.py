@@ -2,14 +2,14 @@
 
 import os
 import sys
-from importlib.util import find_spec
-from shutil import which
 
 import hydra
 from omegaconf import DictConfig
 
-from mrl import command_line, config
+from mrl import config
+from mrl.command_line import CommandLineError, launcher_fault, override
 from mrl.config_rules import validate
+from mrl.override_rules import read
 from mrl.sweep import sweeping
 
 config.register()
@@ -45,7 +45,9 @@ def train(cfg: config.TrainConfig) -> None:
         with process_group(cfg.device) as (ranks, device):
             checkpoint = fit(cfg, ranks, device)
             if ranks.is_main:
-                print(f"checkpoint: {checkpoint}\nnext: python eval.py run={cfg.run_dir}")
+                print(
+                    f"checkpoint: {checkpoint}\nnext: python eval.py {override('run', cfg.run_dir)}"
+                )
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command with resume=true goes on")
     except StoppedError as stopped:
@@ -59,20 +61,11 @@ def train(cfg: config.TrainConfig) -> None:
         sys.exit(line)
 
 
-def launcher_fault(words: list[str]) -> str | None:
-    """Why the launcher that the command line names cannot work here."""
-    launchers = [word for word in words if "launcher=submitit" in word]
-    if launchers and find_spec("submitit") is None:
-        return "this launcher needs a package: pip install hydra-submitit-launcher"
-    if any("submitit_slurm" in word for word in launchers) and which("srun") is None:
-        return (
-            "this launcher needs SLURM, and there is no srun here: use it on a machine of the "
-            "cluster, or hydra/launcher=submitit_local on this one"
-        )
-    return None
-
-
 if __name__ == "__main__":
-    if fault := launcher_fault(sys.argv) or command_line.fault(sys.argv, config.TrainConfig):
+    if fault := launcher_fault(sys.argv):
         sys.exit(f"error: {fault}")
+    try:
+        sys.argv[1:] = read(sys.argv[1:], config.TrainConfig)
+    except CommandLineError as error:
+        sys.exit(f"error: {error}")
     main()

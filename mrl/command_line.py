@@ -1,88 +1,143 @@
-"""What is wrong with the words of a command line, said before Hydra composes and PyTorch loads."""
+"""What is typed after ``python train.py`` and ``python eval.py``, and commands that are printed.
 
-import difflib
-from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any, get_args, get_type_hints
+Hydra reads ``KEY=VALUE`` by a grammar of its own: ``name=3.10`` would be stored as 3.1, and a path
+with an ``=``, a bracket or a letter outside ASCII is refused unless it stands in quotes, which the
+shell must leave there.
+"""
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from shutil import which
+
+_PLAIN = re.compile(r"[A-Za-z0-9_./%+-]+")  # what needs no quotes
+_SWEEPS = ("-m", "--multi", "hydra.mode=")
+_QUOTES = ("'", '"')
+# Functions of the grammar whose arguments may be text; those of the others are numbers.
+_OF_TEXT = ("choice", "shuffle", "str")
 
 
-def fault(words: Sequence[str], schema: type) -> str | None:
-    """The first override that cannot be meant, and what to write; None if Hydra may judge them.
+class CommandLineError(ValueError):
+    """A word that cannot be read as it stands; the message says how to write it."""
+
+
+def as_typed(words: Sequence[str], text_keys: Mapping[str, bool]) -> list[str]:
+    """``words`` for Hydra, with quotes around what it would not keep as it was typed.
 
     Args:
-        schema: :class:`mrl.config.TrainConfig` or :class:`mrl.config.EvalConfig`.
+        words: of the command line, without the script.
+        text_keys: keys whose values are text, and whether null unsets them.
+
+    Raises:
+        CommandLineError: if the value of such a key is not in Hydra's grammar.
     """
-    overrides = list(_overrides(words))
-    known = {"experiment": str, **dict(_keys(schema))}
-    for override in overrides:
-        if text := _unknown(override.key_or_group, known) or _no_boolean(override, known):
-            return text
-    given = {override.key_or_group: override for override in overrides}
-    if "optim.name" in given and "optim.base_lr" not in given:
-        name = given["optim.name"].get_value_element_as_str()
+    sweeps = any(word.startswith(_SWEEPS) for word in words)
+    read = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        name = key.lstrip("+")
+        if equals and name in text_keys:
+            _check_readable(key, value, sweeps=sweeps)
+            word = f"{key}={_quoted_literals(value, null_too=not text_keys[name])}"
+        read.append(word)
+    return read
+
+
+def override(key: str, text: object) -> str:
+    """``KEY=TEXT`` as one word of a command, to be printed: shell and Hydra read just ``text``."""
+    text = str(text)
+    if _PLAIN.fullmatch(text) and text.lower() != "null":
+        return f"{key}={text}"
+    return shlex.quote(f"{key}={_quoted(without_references(text))}")
+
+
+def without_references(text: str) -> str:
+    """``text`` for OmegaConf to read as it is, also where ``${`` would refer to another key."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
+def launcher_fault(words: Sequence[str]) -> str | None:
+    """Why the launcher that the command line names cannot work here."""
+    launchers = [word for word in words if "launcher=submitit" in word]
+    if launchers and find_spec("submitit") is None:
+        return "this launcher needs a package: pip install hydra-submitit-launcher"
+    if any("submitit_slurm" in word for word in launchers) and which("srun") is None:
         return (
-            f"optim.name={name} alone would keep the rates of another optimiser: optim={name} "
-            "brings its own (configs/optim), or give optim.base_lr, too"
+            "this launcher needs SLURM, and there is no srun here: use it on a machine of the "
+            "cluster, or hydra/launcher=submitit_local on this one"
         )
     return None
 
 
-def _overrides(words: Sequence[str]) -> Iterator[Override]:
-    """Those that set keys of ours, or choose one of their groups."""
-    parser = OverridesParser.create()
-    for word in words:
-        if not word.partition("=")[0] or "=" not in word or word.startswith("-"):
-            continue
-        try:
-            override = parser.parse_override(word)
-        except HydraException:
-            continue  # Hydra itself says where it stumbles
-        if not override.is_hydra_override() and not {"/", "@"} & {*override.get_key_element()}:
-            yield override
+def _check_readable(key: str, value: str, *, sweeps: bool) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ValueType
+    from hydra.errors import HydraException
+
+    word = f"{key}={value}"
+    try:
+        parsed = OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        cure = shlex.quote(f"{key}={_quoted_elements(value, sweeps=sweeps)}")
+        raise CommandLineError(
+            f"{word} has signs or letters that need quotes around the value, inside those of the "
+            f"shell: {cure}"
+        ) from error
+    if parsed.value_type is ValueType.SIMPLE_CHOICE_SWEEP and not sweeps:
+        raise CommandLineError(
+            f"{word} has several values: with -m there is a run for each; a value with a comma "
+            f"needs quotes: {shlex.quote(f'{key}={_quoted(value)}')}"
+        )
 
 
-def _keys(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """("optim.epochs", int) for every key and every section."""
-    types = get_type_hints(schema)
-    for name in (field.name for field in fields(schema)):
-        yield prefix + name, types[name]
-        for section in (types[name], *get_args(types[name])):
-            if isinstance(section, type) and is_dataclass(section):
-                yield from _keys(section, f"{prefix}{name}.")
+def _quoted_elements(value: str, *, sweeps: bool) -> str:
+    """``value`` with quotes around it, or around each part of what looks like a list."""
+    if value.startswith("[") and value.endswith("]"):
+        return f"[{_quoted_elements(value[1:-1], sweeps=True)}]"
+    parts = [part.strip() for part in value.split(",")] if sweeps else [value]
+    return ",".join(part if part.startswith(_QUOTES) else _quoted(part) for part in parts)
 
 
-def _unknown(key: str, known: dict[str, Any]) -> str | None:
-    if key in known:
-        return None
-    parts = key.split(".")
-    above = [".".join(parts[:n]) for n in range(1, len(parts))]
-    if whole := [k for k in above if k in known and not any(o.startswith(f"{k}.") for o in known)]:
-        return f"{key} is part of a value: give {whole[0]} as a whole"
-    likeness = {other: _likeness(key, other) for other in known}
-    best = max(likeness.values())
-    meant = [other for other in known if likeness[other] > best - 0.02]
-    advice = f"did you mean {' or '.join(meant)}?" if best > 0.65 else "see mrl/config.py"
-    return f"there is no key {key}: {advice}"
+def _quoted(text: str) -> str:
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(text, Quote.double).with_quotes()
 
 
-def _likeness(key: str, other: str) -> float:
-    """From 0 to 1, of the last parts or of the whole names; of equals, a key of that section."""
-    last, others_last = key.split(".")[-1], other.split(".")[-1]
-    whole = difflib.SequenceMatcher(None, key, other).ratio()
-    part = difflib.SequenceMatcher(None, last, others_last).ratio()
-    return 0.9 * max(whole, part, 0.8 * (last in others_last)) + 0.1 * whole
+def _quoted_literals(value: str, *, null_too: bool) -> str:
+    """``value`` with quotes around the numbers and truth values in it, and around null if so said.
+
+    They stand alone, or in a list or sweep: ``3.10``, ``[1e5,a]``, ``choice(true,x)``.
+    """
+    from hydra.grammar.gen.OverrideLexer import OverrideLexer as Lexer
+
+    literals = {Lexer.INT, Lexer.FLOAT, Lexer.BOOL, *([Lexer.NULL] if null_too else [])}
+    starts = {None, Lexer.COMMA, Lexer.BRACKET_OPEN, Lexer.POPEN}
+    ends = {None, Lexer.COMMA, Lexer.BRACKET_CLOSE, Lexer.PCLOSE}
+    tokens = _tokens(value)
+    kinds = [None, *(kind for kind, _ in tokens), None]
+    functions: list[str] = []
+    words = []
+    for i, (kind, text) in enumerate(tokens):
+        if kind == Lexer.POPEN:
+            functions.append(tokens[i - 1][1])
+        elif kind == Lexer.PCLOSE:
+            functions.pop()
+        alone = kind in literals and kinds[i] in starts and kinds[i + 2] in ends
+        words.append(_quoted(text) if alone and {*functions} <= {*_OF_TEXT} else text)
+    return "".join(words)
 
 
-def _no_boolean(override: Override, known: dict[str, Any]) -> str | None:
-    """OmegaConf would take any number for true."""
-    if known.get(override.key_or_group) is not bool:
-        return None
-    swept = override.is_sweep_override() and override.is_discrete_sweep()
-    for value in override.sweep_iterator() if swept else [override.value()]:
-        if isinstance(value, int | float) and value not in (0, 1):
-            return f"{override.key_or_group} must be true or false, got {value}"
-    return None
+def _tokens(value: str) -> list[tuple[int, str]]:
+    """Kind and text of the tokens of Hydra's grammar, without spaces at the ends."""
+    from antlr4 import InputStream
+    from hydra.grammar.gen.OverrideLexer import OverrideLexer
+
+    lexer = OverrideLexer(InputStream(value))
+    lexer.mode(OverrideLexer.VALUE_MODE)
+    tokens = [(token.type, token.text) for token in lexer.getAllTokens()]
+    for end in (0, -1):
+        if tokens and tokens[end][0] == OverrideLexer.WS:
+            tokens.pop(end)
+    return tokens

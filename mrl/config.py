@@ -11,11 +11,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from mrl.command_line import without_references
 
 # Enum members are matched by name, hence the lower case.
 DatasetName = Enum(
@@ -150,17 +153,22 @@ class TrainConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class ClassifyConfig:
+class EvaluatorConfig:
+    asked: bool = False  # set by configs/evals/NAME.yaml
+
+
+@dataclass(kw_only=True, slots=True)
+class ClassifyConfig(EvaluatorConfig):
     """Nothing to choose."""
 
 
 @dataclass(kw_only=True, slots=True)
-class KnnConfig:
-    k: list[int] = MISSING
+class KnnConfig(EvaluatorConfig):
+    k: list[int] | None = None  # null: 1 and 5, as far as there are so many neighbours
 
 
 @dataclass(kw_only=True, slots=True)
-class InterpolationConfig:
+class InterpolationConfig(EvaluatorConfig):
     widths: Any = None  # a list; "all": 1..D; null: midway, on a log scale, between the trained
     # OmegaConf has no `list[int] | str`: check_evals() checks the type.
 
@@ -174,7 +182,7 @@ class FunnelConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class RetrievalConfig:
+class RetrievalConfig(EvaluatorConfig):
     shortlist: int = MISSING  # K: items that the smaller of two widths hands to the larger
     ks: list[int] = MISSING  # lengths at which the lists are judged, at most K and the bank
     funnels: list[FunnelConfig] | None = None  # null: those of the paper that the widths allow
@@ -182,19 +190,25 @@ class RetrievalConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class TruncationConfig:
-    k: int = 10  # neighbours at full width that are looked for at the others
+class TruncationConfig(EvaluatorConfig):
+    # Neighbours at full width that are looked for at the others; null: 10, or as many as there are.
+    k: int | None = None
 
 
 @dataclass(kw_only=True, slots=True)
 class EvalsConfig:
-    """One section for each evaluator asked for."""
+    """A section for each evaluator; of those that nobody asks for, parse() makes None.
 
-    classify: ClassifyConfig | None = None
-    knn: KnnConfig | None = None
-    interpolation: InterpolationConfig | None = None
-    retrieval: RetrievalConfig | None = None
-    truncation: TruncationConfig | None = None
+    (Not before: Hydra cannot set keys inside None.)
+    """
+
+    # Set by configs/evals/default.yaml: nobody named these, and what does not apply is left out.
+    by_default: bool = False
+    classify: ClassifyConfig | None = field(default_factory=ClassifyConfig)
+    knn: KnnConfig | None = field(default_factory=KnnConfig)
+    interpolation: InterpolationConfig | None = field(default_factory=InterpolationConfig)
+    retrieval: RetrievalConfig | None = field(default_factory=RetrievalConfig)
+    truncation: TruncationConfig | None = field(default_factory=TruncationConfig)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -208,8 +222,8 @@ class QueriesConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EvalConfig:
-    run: Any = None  # a run directory, or a list of them
-    # OmegaConf has no `str | list[str]`: run_dirs() checks the type.
+    # A run directory, or a list of them. OmegaConf has no `str | list[str]`: run_dirs() checks it.
+    run: Any = field(default=None, metadata={"text": True})
     ckpt: str | None = None  # instead of run: a checkpoint, of ours or the authors'
     out: str | None = None  # with ckpt or embeddings: the folder of the rows
     # Instead of a model: what another one made of the items of a bank, as .npy or .parquet.
@@ -246,6 +260,25 @@ def _needed(what: str) -> None:
     raise ConfigError(f"no value is given for {what}")
 
 
+def text_keys(schema: type, section: str = "") -> dict[str, bool]:
+    """The dotted keys of ``schema`` for text, or lists of it, and whether null unsets them."""
+    keys = {}
+    for f in fields(schema):
+        key, parts = f"{section}{f.name}", _parts(f.type)
+        if str in parts or f.metadata.get("text"):
+            keys[key] = str not in parts or NoneType in parts
+        for part in parts:
+            if isinstance(part, type) and is_dataclass(part):
+                keys |= text_keys(part, f"{key}.")
+    return keys
+
+
+def _parts(annotation: Any) -> set[Any]:
+    """``list[str] | None`` -> {str, NoneType}."""
+    inner = get_args(annotation)
+    return set().union(*map(_parts, inner)) if inner else {annotation}
+
+
 def parse(composed: DictConfig | ListConfig) -> Any:
     """The composed config as the plain dataclass of its schema.
 
@@ -257,6 +290,7 @@ def parse(composed: DictConfig | ListConfig) -> Any:
         if OmegaConf.get_type(composed) is EvalConfig:
             _drop_unnamed(composed, "data", DataConfig)
             _drop_unnamed(composed, "queries", QueriesConfig)
+            _drop_unasked(composed)
         if missing := sorted(_unfilled(OmegaConf.to_container(composed))):
             raise ConfigError(f"no value for {', '.join(missing)}: give one, as key=value")
         return OmegaConf.to_object(composed)
@@ -289,6 +323,28 @@ def _drop_unnamed(composed: Any, section: str, schema: type) -> None:
             + (" (data_root=FOLDER says where the run's own data are)" * (section == "data"))
         )
     composed[section] = None
+
+
+def _drop_unasked(composed: Any) -> None:
+    """Set the evaluators' sections to None that nobody asked for; keys of one's own ask for it.
+
+    Embeddings of a model elsewhere were perhaps not made to be cut: by default, see what it costs.
+    """
+    evals = composed.evals
+    sections = {f.name: f.default_factory for f in fields(EvalsConfig) if f.name != "by_default"}
+    for name, schema in sections.items():
+        section = evals[name]
+        if section is None or section.asked:
+            continue
+        if section == OmegaConf.structured(schema):
+            by_default = evals.by_default and composed.embeddings is not None
+            if not (by_default and name == "truncation"):
+                evals[name] = None
+        elif missing := OmegaConf.missing_keys(section):
+            raise ConfigError(
+                f"no value for {', '.join(sorted(missing))}: give one, or ask for {name} by name, "
+                f"as in 'evals=[...,{name}]'"
+            )
 
 
 def to_dict(cfg: TrainConfig | EvalConfig) -> dict[str, Any]:
@@ -325,9 +381,7 @@ def _literal(value: Any) -> Any:
         return {key: _literal(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_literal(item) for item in value]
-    if isinstance(value, str):  # OmegaConf halves the backslashes in front of it
-        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    return value
+    return without_references(value) if isinstance(value, str) else value
 
 
 def to_yaml(cfg: TrainConfig | EvalConfig) -> str:

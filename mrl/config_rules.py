@@ -163,7 +163,7 @@ def check_evals(evals: EvalsConfig) -> None:
             raise ConfigError(
                 f"evals.interpolation.widths must be a list of widths, all or null, got {widths!r}"
             )
-    if evals.truncation is not None and evals.truncation.k < 1:
+    if evals.truncation is not None and evals.truncation.k is not None and evals.truncation.k < 1:
         raise ConfigError(f"evals.truncation.k must be at least 1, got {evals.truncation.k}")
     if evals.retrieval is not None:
         _check_retrieval(evals.retrieval)

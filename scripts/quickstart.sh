@@ -11,12 +11,27 @@ small=("backbone.widths=[16,32,64]" optim.epochs=3 optim.warmup_epochs=0.5 "$@" 
 nested="head.granularities=[2,4,8,16,32,64]"
 runs=()
 
+as_text() { # PATH: in the quotes that Hydra needs around some signs
+    case $1 in
+    *[!A-Za-z0-9_./-]*) printf '"%s"' "${1//\"/\\\"}" ;;
+    *) printf %s "$1" ;;
+    esac
+}
+
+python_shown() { # SCRIPT OVERRIDE...: also prints the command as it may be typed
+    local word
+    printf '\n+ python'
+    for word; do
+        case $word in *[!][A-Za-z0-9_.,/=-]*) printf -v word %q "$word" ;; esac
+        printf ' %s' "$word"
+    done
+    echo
+    python "$@"
+}
+
 train() { # NAME OVERRIDE...
     local run=$out/$1
-    shift
-    echo
-    echo "+ python train.py $* ${small[*]} run_dir=$run"
-    python train.py "$@" "${small[@]}" "run_dir=$run"
+    python_shown train.py "${@:2}" "${small[@]}" "run_dir=$(as_text "$run")"
     runs+=("$run")
 }
 
@@ -39,12 +54,10 @@ done
 echo
 echo "== evaluation: linear classifiers and 1-NN, at every granularity and in between =="
 for run in "${runs[@]}"; do
-    echo
-    echo "+ python eval.py run=$run"
     if [ "$run/rows.jsonl" -nt "$run/checkpoint.pt" ]; then
-        echo "done before: $run/rows.jsonl"
+        printf '\ndone before: %s\n' "$run/rows.jsonl"
     else
-        python eval.py "run=$run"
+        python_shown eval.py "run=$(as_text "$run")"
     fi
 done
 

@@ -1,7 +1,6 @@
 """Sweeps with Hydra's multirun, as the README shows them."""
 
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -26,21 +25,6 @@ def test_a_sweep_gives_each_run_its_own_directory(tmp_path):
         for seed in (0, 1):
             config = load_checkpoint(tmp_path / f"m{m}-seed{seed}")["config"]
             assert (config["head"]["granularities"], config["seed"]) == ([m], seed)
-
-
-@pytest.mark.parametrize(
-    ("missing", "message"),
-    [("find_spec", "pip install hydra-submitit-launcher"), ("which", "there is no srun here")],
-    ids=["package", "SLURM"],
-)
-def test_a_launcher_that_cannot_work_here_is_explained(missing, message):
-    launcher_fault = runpy.run_path(str(ROOT / "train.py"))["launcher_fault"]
-    there = {"find_spec": lambda name: name, "which": lambda name: name}
-    launcher_fault.__globals__.update(there)
-    assert launcher_fault(["-m", "hydra/launcher=submitit_slurm"]) is None
-    launcher_fault.__globals__[missing] = lambda name: None
-    assert message in launcher_fault(["-m", "hydra/launcher=submitit_slurm"])
-    assert launcher_fault(["-m", "seed=0,1"]) is None
 
 
 SMALL = ["data=synthetic", "data.num_images=80", "data.holdout=16", "backbone.widths=[8,16]"]

@@ -11,6 +11,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -69,7 +70,7 @@ def read_beton(path: Path) -> Beton:
     if not path.is_file():
         raise DataError(
             f"no file {path}, which data.loader=ffcv reads: make it from the folders of images "
-            f"with python scripts/write_ffcv.py {path.parent}, or use data.loader=torch"
+            f"with python scripts/write_ffcv.py {quote(str(path.parent))}, or use data.loader=torch"
         )
     manifest = _read_manifest(path)
     size = path.stat().st_size

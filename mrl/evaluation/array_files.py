@@ -7,12 +7,14 @@ Shapes: N items, D embedding width.
 """
 
 from pathlib import Path
-from typing import Any
+from tokenize import TokenError
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mrl.evaluation.file_kinds import check_content, kind_of
+from mrl.evaluation.parquet_files import as_labels, as_rows, read_columns
 from mrl.evaluation.row_file import RowFile
 
 EMBEDDING, LABEL = "embedding", "label"  # columns of a .parquet file
@@ -20,23 +22,25 @@ EMBEDDING, LABEL = "embedding", "label"  # columns of a .parquet file
 _CHUNK_BYTES = 64 * 2**20  # looked at in one go
 
 
-def read_embeddings(path: Path) -> tuple[Tensor, np.ndarray | None]:
+def read_embeddings(path: Path, *, with_labels: bool = True) -> tuple[Tensor, np.ndarray | None]:
     """Embeddings (N, D) as they are stored, and the labels that a .parquet file has beside them.
 
     A .npy file is mapped, not read.
 
     Raises:
         ValueError: if the file is of another kind, cannot be read, or does not hold (N, D) numbers
-            of 16, 32 or 64 bits that are all finite, in rows that are not all zero.
+            of 16, 32 or 64 bits that are all finite, in rows that are not all zero; or for labels
+            as :func:`read_labels`.
         OSError: if it is not there.
     """
     labels = None
-    if _kind(path) == ".npy":
+    if _suffix(path) == ".npy":
         array = _mapped(path)
     else:
-        columns = _read_parquet(path, [EMBEDDING])
-        array = _stacked(path, columns[EMBEDDING])
-        labels = columns.get(LABEL)
+        columns = read_columns(path, EMBEDDING, (LABEL,) if with_labels else ())
+        array = as_rows(columns[EMBEDDING], EMBEDDING, path)
+        if LABEL in columns:
+            labels = _checked_labels(as_labels(columns[LABEL], LABEL, path), path)
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"{path} must hold embeddings (items, width), got shape {array.shape}")
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
@@ -50,85 +54,71 @@ def read_embeddings(path: Path) -> tuple[Tensor, np.ndarray | None]:
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """Labels (N,), integers or strings.
+    """Labels (N,): integers of any type, or strings, numpy's own or Python's.
 
     Raises:
         ValueError: if the file is of another kind, cannot be read, or holds anything else.
         OSError: if it is not there.
     """
-    if _kind(path) == ".npy":
-        return check_labels(_load(path), path)
-    return check_labels(_read_parquet(path, [LABEL])[LABEL], path)
+    if _suffix(path) == ".npy":
+        return _checked_labels(_mapped(path), path)
+    column = read_columns(path, LABEL)[LABEL]
+    return _checked_labels(as_labels(column, LABEL, path), path)
 
 
-def check_labels(labels: np.ndarray, path: Path) -> np.ndarray:
-    """The labels, with strings as numpy's own; ValueError unless they are integers or strings."""
+def _checked_labels(labels: np.ndarray, path: Path) -> np.ndarray:
     if labels.ndim != 1 or not len(labels):
         raise ValueError(f"{path} must hold one label for each item, got shape {labels.shape}")
-    if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels):
-        labels = labels.astype(str)
-    if labels.dtype.kind not in "iuU":
-        raise ValueError(f"labels must be integers or strings, {path} has {labels.dtype}")
-    if labels.dtype.kind in "iu" and labels.min() < 0:
+    if labels.dtype.kind not in "iuUO":  # of objects there are only strings, from .parquet files
+        raise ValueError(
+            f"labels must be integers or strings, {path} has {labels.dtype}: convert them first"
+        )
+    if labels.dtype.kind == "i" and labels.min() < 0:
         raise ValueError(f"labels must not be negative, {path} has {labels.min()}")
     return labels
 
 
-def _kind(path: Path) -> str:
+def _suffix(path: Path) -> str:
+    """.npy or .parquet."""
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give a .npy or a .parquet file")
+    if not path.is_file():  # opening a pipe would wait for its writer
+        raise ValueError(f"{path} is a pipe or a device: give a .npy or a .parquet file")
     if path.suffix not in (".npy", ".parquet"):
-        raise ValueError(f"{path} is of no known type: give a .npy or a .parquet file")
+        what, cure = kind_of(path)
+        raise ValueError(
+            f"{path} is of no known type: give a .npy or a .parquet file (it is {what}: {cure})"
+        )
     return path.suffix
-
-
-def _load(path: Path, mode: Any = None) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode=mode, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        text = str(error).splitlines()[0]
-        if "Object arrays" in text or "Python objects" in text:
-            text = "it holds Python objects (pickle), which could run code: save plain numbers"
-        raise ValueError(f"{path} cannot be read: {text}") from error
 
 
 def _mapped(path: Path) -> np.ndarray:
     """The array in the file, in rows and of this machine's byte order; a copy where it is not."""
-    header = _load(path, "r")
-    if header.flags.c_contiguous and header.dtype.isnative:
+    check_content(path)
+    header = _header(path)
+    if header.ndim and header.flags.c_contiguous and header.dtype.isnative:
         return RowFile(path).mapped()
-    return np.ascontiguousarray(header, header.dtype.newbyteorder("="))
+    return np.array(header, header.dtype.newbyteorder("="), order="C")
 
 
-def _read_parquet(path: Path, needed: list[str]) -> dict[str, np.ndarray]:
-    """The columns of the file by name.
-
-    Raises:
-        ValueError: also if no library that reads .parquet is installed.
-    """
-    import pandas as pd
-
+def _header(path: Path) -> np.ndarray:
+    """The array in the file, mapped."""
     try:
-        frame = pd.read_parquet(path)
-    except ImportError as error:
-        raise ValueError(
-            f"{path}: reading .parquet files needs pyarrow (pip install pyarrow); .npy files are "
-            "read without"
-        ) from error
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    missing = [name for name in needed if name not in frame]
-    if missing:
-        raise ValueError(f"{path} needs a column {missing[0]!r}, it has {', '.join(frame)}")
-    return {name: frame[name].to_numpy() for name in (EMBEDDING, LABEL) if name in frame}
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OverflowError, SyntaxError, TokenError) as error:
+        raise ValueError(f"{path} cannot be read: {_what_is_wrong(error)}") from error
 
 
-def _stacked(path: Path, rows: np.ndarray) -> np.ndarray:
-    """Lists of numbers, one for each item, as (N, D)."""
-    widths = {len(row) if isinstance(row, np.ndarray) else None for row in rows}
-    if len(widths) != 1 or None in widths:
-        raise ValueError(f"{path}: column {EMBEDDING!r} must hold lists of one and the same length")
-    return np.stack(rows.tolist())
+def _what_is_wrong(error: Exception) -> str:
+    """What numpy's error says, without its advice for those who write Python."""
+    text = str(error).splitlines()[0]
+    if "Object arrays" in text or "Python objects" in text:
+        return "it holds Python objects (pickle), which could run code: save plain numbers"
+    if "greater than file size" in text or text.startswith("EOF: reading"):
+        return "it is cut short: copy it again"
+    return f"its header is damaged ({text})"
 
 
 def _check_rows(z_ND: Tensor, path: Path) -> None:

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from mrl.distributed import pick_device
-from mrl.evaluation.array_files import check_labels, read_embeddings, read_labels
-from mrl.evaluation.contract import UNLABELLED, Features, Widths
+from mrl.evaluation.array_files import read_embeddings, read_labels
+from mrl.evaluation.contract import Features, Widths
 from mrl.evaluation.evaluators import EVALUATORS, Judged, measure, names_asked
+from mrl.evaluation.labels import numbered
 from mrl.evaluation.rows import ROWS_NAME, Row
+from mrl.evaluation.twins import num_in_bank, num_twins, same_items
 from mrl.nesting import check_granularities, log_spaced
 
 if TYPE_CHECKING:
@@ -25,8 +27,7 @@ _SMALLEST = 8  # width that halving stops at
 
 
 def evaluate_embeddings(cfg: "EvalConfig") -> list[Row]:
-    """Judge ``cfg.embeddings`` by every evaluator in ``cfg.evals`` that needs no model, and by the
-    truncation report in any case; adds to rows.jsonl in ``cfg.out``.
+    """Judge ``cfg.embeddings`` by the evaluators in ``cfg.evals``; adds to the rows in ``cfg.out``.
 
     Without ``cfg.query_embeddings`` the items of the bank are the queries, each sought among the
     others.
@@ -38,8 +39,7 @@ def evaluate_embeddings(cfg: "EvalConfig") -> list[Row]:
     """
     assert cfg.embeddings is not None and cfg.out is not None
     bank, queries = load_features(cfg)
-    evals = _with_truncation(cfg.evals)
-    names = _names_that_apply(evals, labelled=bank.labelled)
+    names = _names_that_apply(cfg.evals, labelled=bank.labelled)
     head = Widths(bank.z.shape[1], widths_of(bank.z.shape[1], cfg.widths))
     device = pick_device(cfg.device)
     out = Path(cfg.out)
@@ -55,7 +55,7 @@ def evaluate_embeddings(cfg: "EvalConfig") -> list[Row]:
         split="test",
     )
     bank, queries = bank.to(device), queries.to(device)
-    return measure(names, bank, queries, head, evals, judged, out / ROWS_NAME)
+    return measure(names, bank, queries, head, cfg.evals, judged, out / ROWS_NAME)
 
 
 def load_features(cfg: "EvalConfig") -> tuple[Features, Features]:
@@ -63,7 +63,9 @@ def load_features(cfg: "EvalConfig") -> tuple[Features, Features]:
     assert cfg.embeddings is not None
     z_ND, names_N = _read_set("", cfg.embeddings, cfg.labels)
     if cfg.query_embeddings is None:
-        bank = Features(z_ND, _numbered([names_N], [len(z_ND)])[0])
+        bank = Features(z_ND, numbered([names_N], [len(z_ND)])[0])
+        if count := num_twins(z_ND):
+            print(f"note: {count} of {len(bank)} items are in the bank twice and find their twins")
         return bank, _own_queries(bank, cfg.num_queries, cfg.seed)
     z_QD, names_Q = _read_set("query_", cfg.query_embeddings, cfg.query_labels)
     if z_QD.shape[1] != z_ND.shape[1] or z_QD.dtype != z_ND.dtype:
@@ -74,8 +76,29 @@ def load_features(cfg: "EvalConfig") -> tuple[Features, Features]:
     if (names_N is None) != (names_Q is None):
         lacks, has = ("", "query_") if names_N is None else ("query_", "")
         raise ValueError(f"{has}labels are given and {lacks}labels=FILE are missing: give both")
-    labels_N, labels_Q = _numbered([names_N, names_Q], [len(z_ND), len(z_QD)])
-    return Features(z_ND, labels_N), Features(z_QD, labels_Q)
+    labels_N, labels_Q = numbered([names_N, names_Q], [len(z_ND), len(z_QD)])
+    return _apart(Features(z_ND, labels_N), Features(z_QD, labels_Q))
+
+
+def _apart(bank: Features, queries: Features) -> tuple[Features, Features]:
+    """Bank and queries, where the queries know their places if they are the bank itself.
+
+    Raises:
+        ValueError: if no query's label is in the bank.
+    """
+    if bank.labelled and not bool(torch.isin(queries.labels, bank.labels).any()):
+        raise ValueError(
+            "labels and query_labels have no class in common, so no neighbour could be right"
+        )
+    if same_items(bank.z, queries.z):
+        print("note: query_embeddings are the bank itself: each item is sought among the others")
+        return bank, replace(_own_queries(bank, None, 0), z=queries.z, labels=queries.labels)
+    if count := num_in_bank(bank.z, queries.z):
+        print(
+            f"note: {count} of {len(queries)} queries are items of the bank, too, and find "
+            "themselves: take them out of one of the two files"
+        )
+    return bank, queries
 
 
 def widths_of(embed_dim: int, asked: list[int] | None) -> list[int]:
@@ -91,17 +114,11 @@ def widths_of(embed_dim: int, asked: list[int] | None) -> list[int]:
     return widths
 
 
-def _with_truncation(evals: "EvalsConfig") -> "EvalsConfig":
-    from mrl.config import TruncationConfig  # and with it Hydra, which has been loaded by now
-
-    return evals if evals.truncation else replace(evals, truncation=TruncationConfig())
-
-
 def _names_that_apply(evals: "EvalsConfig", *, labelled: bool) -> list[str]:
-    """The evaluators asked for that can be done without a model.
+    """The evaluators asked for, without those of the default that lack something.
 
-    No one asks for classify here: a list that has it is eval.py's default, of which those that lack
-    something are left out.  In a list of one's own they are an error.
+    Raises:
+        ValueError: if one that was named lacks something.
     """
     names = names_asked(evals)
     lacking = {name: "a model" for name in names if EVALUATORS[name].needs_head}
@@ -109,21 +126,25 @@ def _names_that_apply(evals: "EvalsConfig", *, labelled: bool) -> list[str]:
         for name in names:
             if EVALUATORS[name].needs_labels:
                 lacking.setdefault(name, "labels=FILE")
-    if lacking and "classify" not in names:
-        raise ValueError(f"labels=FILE is missing: {', '.join(lacking)} cannot do without")
-    for name, what in lacking.items():
-        print(f"{name} is left out: it needs {what}")
-    return [name for name in names if name not in lacking]
+    if evals.by_default:
+        for name, what in lacking.items():
+            print(f"{name} is left out: it needs {what}")
+        return [name for name in names if name not in lacking]
+    for what, cure in (
+        ("a model", "embeddings=FILE comes without one"),
+        ("labels=FILE", "labels=FILE is missing"),
+    ):
+        if needing := [name for name in names if lacking.get(name) == what]:
+            raise ValueError(f"{cure}: {', '.join(needing)} cannot do without")
+    return names
 
 
 def _read_set(prefix: str, embeddings: str, labels: str | None) -> tuple[Tensor, np.ndarray | None]:
     """Embeddings and, if there are any, labels of the bank ("") or of the queries ("query_")."""
     path = Path(embeddings).expanduser()
-    z_ND, names_N = read_embeddings(path)
+    z_ND, names_N = read_embeddings(path, with_labels=labels is None)
     if labels is not None:
         names_N = read_labels(Path(labels).expanduser())
-    elif names_N is not None:
-        names_N = check_labels(names_N, path)
     if names_N is not None and len(names_N) != len(z_ND):
         raise ValueError(
             f"{len(z_ND)} {prefix}embeddings ({embeddings}) and {len(names_N)} {prefix}labels "
@@ -132,26 +153,12 @@ def _read_set(prefix: str, embeddings: str, labels: str | None) -> tuple[Tensor,
     return z_ND, names_N
 
 
-def _numbered(names: list[np.ndarray | None], sizes: list[int]) -> list[Tensor]:
-    """Labels as int64, strings numbered over all sets together; ``UNLABELLED`` if there are none.
-
-    Raises:
-        ValueError: if some are integers and others strings.
-    """
-    given = [labels for labels in names if labels is not None]
-    if not given:
-        return [torch.full((size,), UNLABELLED) for size in sizes]
-    kinds = {labels.dtype.kind == "U" for labels in given}
-    if len(kinds) > 1:
-        raise ValueError("labels and query_labels must both be integers or both strings")
-    _, numbers = np.unique(np.concatenate(given), return_inverse=True)
-    return list(torch.from_numpy(numbers.astype(np.int64)).split(sizes))
-
-
 def _own_queries(bank: Features, count: int | None, seed: int) -> Features:
     """All items of the bank, or ``count`` drawn by ``seed``, that know their place in it."""
     if len(bank) < 2:
-        raise ValueError("a bank of one item has no neighbours: give query_embeddings=FILE")
+        raise ValueError(
+            "a bank of one item has no other item to find: give others as query_embeddings=FILE"
+        )
     if count is None:
         return Features(bank.z, bank.labels, ids=torch.arange(len(bank)))
     if count > len(bank):

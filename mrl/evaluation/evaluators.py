@@ -1,7 +1,7 @@
 """The evaluators by name, and the rows that they give."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,12 +35,12 @@ class Judged:
 
 
 def names_asked(evals: "EvalsConfig") -> list[str]:
-    """Names of the evaluators with a section, in the order of ``EvalsConfig``.
+    """Names of the evaluators with a section, in the order of ``EVALUATORS``.
 
     Raises:
         ValueError: if there are none.
     """
-    names = [f.name for f in fields(evals) if getattr(evals, f.name) is not None]
+    names = [name for name in EVALUATORS if getattr(evals, name) is not None]
     if not names:
         raise ValueError(f"no evaluator asked for: evals=[{','.join(EVALUATORS)}], or some of them")
     return names
@@ -62,6 +62,8 @@ def measure(
     rows = []
     for name in names:
         found = [_row(judged, name, score) for score in _scores(name, bank, queries, head, evals)]
+        if not found and not evals.by_default:
+            print(f"{name} has nothing to say at these widths: {head.granularities}")
         append_rows(file, found)
         rows += found
     return rows

@@ -11,17 +11,22 @@ from torch import Tensor
 
 from mrl.evaluation.class_matching import is_right
 from mrl.evaluation.contract import Features, Score, WidthsOf, per_cent
-from mrl.evaluation.neighbours import neighbours, num_others
+from mrl.evaluation.neighbours import neighbours, num_others, usual
 
 if TYPE_CHECKING:
     from mrl.config import KnnConfig
 
+_USUAL_KS = (1, 5)
 _VOTE_BYTES = 64 * 2**20
 
 
 def run(bank: Features, queries: Features, head: WidthsOf, cfg: "KnnConfig") -> Iterator[Score]:
     """``top1_k1``, ``top1_k5``, ...: for every ``cfg.k``, at every granularity of the head."""
-    yield from knn_scores(bank, queries, head.granularities, cfg.k)
+    ks = cfg.k
+    if ks is None:
+        most = usual("knn", _USUAL_KS[-1], bank, queries)
+        ks = [k for k in _USUAL_KS if k <= most]
+    yield from knn_scores(bank, queries, head.granularities, ks)
 
 
 def knn_scores(

@@ -34,6 +34,14 @@ def num_others(bank: Features, queries: Features) -> int:
     return len(bank) - (queries.ids is not None)
 
 
+def usual(evaluator: str, k: int, bank: Features, queries: Features) -> int:
+    """``k``, which nobody asked for, or as many neighbours as there are; then it says so."""
+    most = num_others(bank, queries)
+    if most < k:
+        print(f"{evaluator} looks at {most} neighbours, not {k}: there are no more")
+    return min(k, most)
+
+
 def _without_self(indices_GQK: Tensor, ids_Q: Tensor) -> Tensor:
     """One column less: each query's own place is taken out, or else the last place.
 

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 from mrl.evaluation.class_matching import is_right, shared_labels
 from mrl.evaluation.contract import Features, Score, WidthsOf, per_cent
-from mrl.evaluation.neighbours import neighbours, num_others
+from mrl.evaluation.neighbours import neighbours, num_others, usual
 from mrl.row_names import BYTES
 from mrl.search.cost import bytes_per_item
 from mrl.search.metrics import neighbour_recall, retrieval_metrics
 
 if TYPE_CHECKING:
     from mrl.config import TruncationConfig
+
+_USUAL_K = 10
 
 
 def run(
@@ -29,7 +31,8 @@ def run(
     Raises:
         ValueError: if ``cfg.k`` is more than there are neighbours.
     """
-    k, most = cfg.k, num_others(bank, queries)
+    most = num_others(bank, queries)
+    k = usual("truncation", _USUAL_K, bank, queries) if cfg.k is None else cfg.k
     if not 1 <= k <= most:
         raise ValueError(f"evals.truncation.k must lie in 1..{most} (the neighbours), got {k}")
     widths = sorted({*head.granularities, head.embed_dim})

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from mrl.command_line import override
+
 # What a line must hold. One measured number: `value` is in per cent, `n` counts the images.
 FIELDS: dict[str, type] = {
     "run": str,
@@ -117,7 +119,8 @@ def _files_of(source: Path) -> list[Path]:
     files = sorted(file for file in source.rglob("rows*.jsonl") if file.is_file())
     if not files:
         raise RowsError(
-            f"no rows*.jsonl under {source}. A run gets its rows by `python eval.py run={source}`; "
+            f"no rows*.jsonl under {source}. A run gets its rows by "
+            f"`python eval.py {override('run', source)}`; "
             "row files of another name have to be named one by one"
         )
     return files

@@ -36,13 +36,18 @@ def check_lists(indices: Any, query_labels: Any, bank_labels: Any) -> tuple[Tens
 
 
 def as_integers(name: str, values: Any, ndim: int) -> Tensor:
-    """``values`` as an int64 tensor: half of the integers above 2048 do not exist in float16."""
+    """``values`` as an int64 tensor: half of the integers above 2048 do not exist in float16.
+
+    Numbers above int64's, which it would turn into negative ones, are refused.
+    """
     if values is None:
         raise ValueError(f"{name} are missing: these metrics need them for every query and item")
+    unsigned = isinstance(values, Tensor) and values.dtype == torch.uint64
     if not isinstance(values, Tensor):
         array = np.asarray(values)
         if array.dtype.kind not in "iu":
             raise TypeError(f"{name} must be integers, got {array.dtype}")
+        unsigned = array.dtype.kind == "u"
         # Torch wants arrays that it may write to and that run forwards.
         values = torch.from_numpy(np.require(array, np.int64, ["C", "W"]))
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
@@ -50,7 +55,10 @@ def as_integers(name: str, values: Any, ndim: int) -> Tensor:
     if values.ndim != ndim:
         wanted = "(queries, neighbours)" if ndim == 2 else "one for each"
         raise ValueError(f"{name} must be {wanted}, got shape {tuple(values.shape)}")
-    return values.long()
+    integers = values.long()
+    if unsigned and bool((integers < 0).any()):
+        raise ValueError(f"{name} must be at most {2**63 - 1}, as int64 holds them: renumber them")
+    return integers
 
 
 def check_ks(ks: Sequence[int]) -> list[int]:

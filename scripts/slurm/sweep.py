@@ -14,6 +14,8 @@ from hydra.errors import HydraException
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mrl import config
+from mrl.command_line import CommandLineError
+from mrl.override_rules import read
 from mrl.sweep import check_runs, runs_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -25,11 +27,12 @@ def main() -> None:
     parser.add_argument("overrides", nargs="+")
     args = parser.parse_args()
     try:
-        runs = runs_of(args.overrides)
+        _, *words = read(["-m", *args.overrides], config.TrainConfig)
+        runs = runs_of(words)
         config.register()
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             check_runs("train", runs)
-    except (HydraException, config.ConfigError) as error:
+    except (CommandLineError, HydraException, config.ConfigError) as error:
         sys.exit(f"error: {error}")
     if args.task is None:
         print("\n".join(f"{i}: {' '.join(run)}" for i, run in enumerate(runs)))

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 
 from mrl import config
 from mrl.evaluation import evaluate_embeddings
-from mrl.evaluation.array_files import read_embeddings, read_labels
+from mrl.evaluation.array_files import read_embeddings
 from mrl.evaluation.embeddings import load_features, widths_of
 from mrl.evaluation.rows import Row
 from mrl.report.rows import read_rows
@@ -64,7 +64,7 @@ def test_rows_of_bank_and_queries(files: dict[str, Path]) -> None:
     first = rows[0]
     assert (first.run, first.experiment, first.method) == ("a/rows", "glove", "glove")
     assert (first.dataset, first.n, first.commit) == ("words", 9, "unknown")
-    assert {r.evaluator for r in rows} == {"knn", "retrieval", "truncation"}
+    assert {r.evaluator for r in rows} == {"knn", "retrieval"}
     assert {r.granularity for r in rows} == {8, 16}
     assert len(read_rows([files["out"]])) == len(rows)
     written = (files["out"] / "rows.jsonl").read_text().splitlines()
@@ -85,6 +85,68 @@ def test_the_default_evaluators_leave_out_what_they_cannot(files, capsys) -> Non
     assert {r.n for r in rows} == {60}  # each item, sought among the others
     with pytest.raises(ValueError, match="labels=FILE is missing: knn, retrieval cannot"):
         evaluate_embeddings(compose_eval(*overrides_of(files, "embeddings"), *EVALS))
+
+
+def items(count: int, tmp_path: Path) -> list[str]:
+    """Overrides for random embeddings of two classes."""
+    np.save(tmp_path / "z.npy", np.random.default_rng(0).normal(size=(count, 16)))
+    np.save(tmp_path / "y.npy", np.arange(count) % 2)
+    return [f"embeddings={tmp_path}/z.npy", f"labels={tmp_path}/y.npy", f"out={tmp_path}/out"]
+
+
+@pytest.mark.parametrize(
+    ("words", "metrics"),
+    [
+        (["evals=[knn]"], {"knn top1_k1", "knn top1_k5"}),
+        (["evals=[truncation]"], {"truncation neighbours@7", "truncation top1_k1"}),
+        (["evals=[knn]", "evals.truncation.k=5"], {"knn top1_k5", "truncation neighbours@5"}),
+        (["evals.knn.k=[3]"], {"knn top1_k3", "truncation neighbours@7"}),
+        (["evals.truncation.k=2"], {"knn top1_k5", "truncation neighbours@2"}),
+        (["evals.truncation=null"], {"knn top1_k5"}),
+    ],
+)
+def test_what_is_asked_for_is_done_and_no_more(words, metrics, tmp_path, capsys) -> None:
+    rows = evaluate_embeddings(compose_eval(*items(8, tmp_path), *words))
+    found = {f"{r.evaluator} {r.metric}" for r in rows}
+    assert metrics <= found
+    asked = {metric.split()[0] for metric in metrics}
+    default = set() if words[0].startswith("evals=") else {"interpolation"}
+    assert {r.evaluator for r in rows} == asked | default
+    cut = "truncation looks at 7 neighbours, not 10: there are no more"
+    assert (cut in capsys.readouterr().out) == ("truncation neighbours@7" in metrics)
+
+
+def test_an_evaluator_with_nothing_to_say_says_so(tmp_path, capsys) -> None:
+    evaluate_embeddings(compose_eval(*items(8, tmp_path), "evals=[interpolation]", "widths=[8]"))
+    assert "interpolation has nothing to say at these widths: [8]" in capsys.readouterr().out
+
+
+def test_a_bank_of_three_items_is_judged_by_default(tmp_path, capsys) -> None:
+    rows = evaluate_embeddings(compose_eval(*items(3, tmp_path)))
+    metrics = {f"{r.evaluator} {r.metric}" for r in rows}
+    assert {"knn top1_k1", "truncation neighbours@2"} <= metrics
+    assert "knn top1_k5" not in metrics
+    assert "knn looks at 2 neighbours, not 5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["evals=[classify,knn]"], "embeddings=FILE comes without one: classify cannot do without"),
+        (["evals=[classify,knn,interpolation]"], "embeddings=FILE comes .*: classify cannot"),
+        (["evals=[]"], "no evaluator asked for"),
+        (["evals=[knn]", "evals.retrieval.ks=[3]"], r"no value for evals.retrieval.shortlist: .* "),
+        (
+            ["evals.truncation.k=8"],
+            r"evals.truncation.k must lie in 1..7 \(the neighbours\), got 8",
+        ),
+        (["evals.knn.k=[8]"], "evals.knn.k=8 is more than the 7 neighbours there are"),
+        (["evals.knn.k=[]"], "evals.knn.k must be different positive numbers"),
+    ],
+)
+def test_what_is_named_is_never_left_out(words, message, tmp_path) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate_embeddings(compose_eval(*items(8, tmp_path), *words))
 
 
 def test_a_seeded_part_of_the_bank_as_queries(files: dict[str, Path]) -> None:
@@ -148,67 +210,9 @@ def test_parquet(files: dict[str, Path], tmp_path: Path) -> None:
         frame.to_parquet(files[f"{prefix}embeddings"])
     cfg = compose_eval(*overrides_of(files, "embeddings", "query_embeddings"), *EVALS)
     assert values(evaluate_embeddings(cfg)) == expected
-    ragged = tmp_path / "ragged.parquet"
-    pd.DataFrame({"embedding": [[1.0], [1.0, 2.0]]}).to_parquet(ragged)
-    with pytest.raises(ValueError, match="lists of one and the same length"):
-        read_embeddings(ragged)
-    with pytest.raises(ValueError, match="needs a column 'label', it has embedding"):
-        read_labels(ragged)
-    ragged.write_bytes(b"no parquet")
-    with pytest.raises(ValueError, match="ragged.parquet cannot be read"):
-        read_embeddings(ragged)
 
 
-def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "x.parquet").write_bytes(b"")
-    for name in ("pyarrow", "fastparquet"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ValueError, match=r"needs pyarrow \(pip install pyarrow\)"):
-        read_embeddings(tmp_path / "x.parquet")
-
-
-def bad(values: object) -> np.ndarray:
-    z = np.ones((5, 4), np.float32)
-    z[[2, 4]] = values
-    return z
-
-
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [
-        (bad(np.nan), r"row 2 has NaN or infinite values \(and 1 more"),
-        (bad(np.inf), "row 2 has NaN or infinite"),
-        (bad(0), "row 2 is all zeros, which has no direction"),
-        (np.zeros((3, 4), np.int8), "must hold float16, float32 or float64 numbers, got int8"),
-        (np.zeros(3, np.float32), r"\(items, width\), got shape \(3,\)"),
-        (np.zeros((0, 4), np.float32), r"got shape \(0, 4\)"),
-        (np.array([[1, "a"]], dtype=object), "Python objects"),
-    ],
-    ids=["nan", "inf", "zero", "int8", "1-d", "empty", "pickle"],
-)
-def test_embeddings_that_cannot_be_used(array: np.ndarray, message: str, tmp_path: Path) -> None:
-    np.save(tmp_path / "z.npy", array, allow_pickle=True)
-    with pytest.raises(ValueError, match=f"z.npy.*{message}"):
-        read_embeddings(tmp_path / "z.npy")
-
-
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [
-        (np.zeros(3), "must be integers or strings, .* has float64"),
-        (np.zeros((3, 1), np.int64), r"one label for each item, got shape \(3, 1\)"),
-        (np.array([3, -1]), "must not be negative, .* has -1"),
-        (np.array(["a", 1], dtype=object), "Python objects"),
-    ],
-    ids=["float", "2-d", "negative", "pickle"],
-)
-def test_labels_that_cannot_be_used(array: np.ndarray, message: str, tmp_path: Path) -> None:
-    np.save(tmp_path / "y.npy", array, allow_pickle=True)
-    with pytest.raises(ValueError, match=message):
-        read_labels(tmp_path / "y.npy")
-
-
-def test_files_that_do_not_fit(files: dict[str, Path], tmp_path: Path) -> None:
+def test_files_that_do_not_fit(files: dict[str, Path]) -> None:
     def load(*keys: str) -> None:
         load_features(compose_eval(*overrides_of(files, *keys)))
 
@@ -224,14 +228,6 @@ def test_files_that_do_not_fit(files: dict[str, Path], tmp_path: Path) -> None:
     np.save(files["labels"], np.zeros(59, np.int64))
     with pytest.raises(ValueError, match=r"60 embeddings .* and 59 labels"):
         load("embeddings", "labels")
-    (tmp_path / "cut.npy").write_bytes(files["embeddings"].read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"cut.npy cannot be read"):
-        read_embeddings(tmp_path / "cut.npy")
-    (tmp_path / "z.csv").touch()
-    with pytest.raises(ValueError, match=r"z.csv is of no known type: give a .npy or a .parquet"):
-        read_embeddings(tmp_path / "z.csv")
-    with pytest.raises(FileNotFoundError, match="none.npy is not there"):
-        read_embeddings(tmp_path / "none.npy")
 
 
 def test_widths() -> None:

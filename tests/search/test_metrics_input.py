@@ -29,6 +29,22 @@ def test_any_kind_of_integers(kind, tmp_path):
     assert bank.tolist() == before
 
 
+@pytest.mark.parametrize("query_kind", ["int64", "uint64"])
+@pytest.mark.parametrize("bank_kind", ["int64", "uint64"])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_labels_above_what_floats_hold_are_compared_exactly(query_kind, bank_kind, as_tensor):
+    labels, bank = np.array([2**60 + 1], query_kind), np.array([2**60, 2**60 + 1], bank_kind)
+    if as_tensor:
+        labels, bank = torch.from_numpy(labels), torch.from_numpy(bank)
+    assert retrieval_metrics([[0, 1]], labels, bank, ks=[1, 2])["mAP@2_standard"] == 0.5
+
+
+@pytest.mark.parametrize("make", [np.array, lambda x, kind: torch.from_numpy(np.array(x, kind))])
+def test_labels_above_int64_are_refused_and_equal_no_negative_ones(make):
+    with pytest.raises(ValueError, match="bank_labels must be at most 9223372036854775807"):
+        retrieval_metrics([[0, 1]], [-1], make([2**64 - 1, 5], "uint64"), ks=[1])
+
+
 def test_inputs_are_unchanged():
     indices = torch.tensor([[1, 0, 2], [2, 1, -1]])
     labels = torch.tensor([0, 1, 1, 0])
