@@ -81,7 +81,7 @@ def show(rows: "list[Row]", source: str, items: str, folder: str) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.argv[1:] = as_typed(sys.argv[1:], config.text_keys(config.EvalConfig))
+        sys.argv[1:] = as_typed(sys.argv[1:], config.EvalConfig)
     except CommandLineError as error:
         sys.exit(f"error: {error}")
     main()

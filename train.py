@@ -53,7 +53,7 @@ if __name__ == "__main__":
     if fault := launcher_fault(sys.argv):
         sys.exit(f"error: {fault}")
     try:
-        sys.argv[1:] = as_typed(sys.argv[1:], config.text_keys(config.TrainConfig))
+        sys.argv[1:] = as_typed(sys.argv[1:], config.TrainConfig)
     except CommandLineError as error:
         sys.exit(f"error: {error}")
     main()

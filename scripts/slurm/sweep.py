@@ -21,7 +21,7 @@ from mrl.command_line import CommandLineError, as_typed
 def runs_of(words: list[str]) -> list[list[str]]:
     """The overrides of each run; the last key with several values changes fastest."""
     choices = []
-    _, *words = as_typed(["-m", *words], config.text_keys(config.TrainConfig))
+    _, *words = as_typed(["-m", *words], config.TrainConfig)
     for override in OverridesParser.create().parse_overrides(words):
         if override.is_sweep_override():
             key = override.get_key_element()
