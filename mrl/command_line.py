@@ -7,9 +7,12 @@ shell must leave there.
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from importlib.util import find_spec
 from shutil import which
+from types import NoneType
+from typing import Any, get_args
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./%+-]+")  # what needs no quotes
 _SWEEPS = ("-m", "--multi", "hydra.mode=")
@@ -22,26 +25,46 @@ class CommandLineError(ValueError):
     """A word that cannot be read as it stands; the message says how to write it."""
 
 
-def as_typed(words: Sequence[str], text_keys: Mapping[str, bool]) -> list[str]:
+def as_typed(words: Sequence[str], schema: type) -> list[str]:
     """``words`` for Hydra, with quotes around what it would not keep as it was typed.
 
     Args:
         words: of the command line, without the script.
-        text_keys: keys whose values are text, and whether null unsets them.
+        schema: dataclass of the config that they are for.
 
     Raises:
         CommandLineError: if the value of such a key is not in Hydra's grammar.
     """
+    nullable = text_keys(schema)
     sweeps = any(word.startswith(_SWEEPS) for word in words)
     read = []
     for word in words:
         key, equals, value = word.partition("=")
         name = key.lstrip("+")
-        if equals and name in text_keys:
+        if equals and name in nullable:
             _check_readable(key, value, sweeps=sweeps)
-            word = f"{key}={_quoted_literals(value, null_too=not text_keys[name])}"
+            word = f"{key}={_quoted_literals(value, null_too=not nullable[name])}"
         read.append(word)
     return read
+
+
+def text_keys(schema: type, section: str = "") -> dict[str, bool]:
+    """The dotted keys of ``schema`` for text, or lists of it, and whether null unsets them."""
+    keys = {}
+    for f in fields(schema):
+        key, parts = f"{section}{f.name}", _parts(f.type)
+        if str in parts or f.metadata.get("text"):
+            keys[key] = str not in parts or NoneType in parts
+        for part in parts:
+            if isinstance(part, type) and is_dataclass(part):
+                keys |= text_keys(part, f"{key}.")
+    return keys
+
+
+def _parts(annotation: Any) -> set[Any]:
+    """``list[str] | None`` -> {str, NoneType}."""
+    inner = get_args(annotation)
+    return set().union(*map(_parts, inner)) if inner else {annotation}
 
 
 def override(key: str, text: object) -> str:

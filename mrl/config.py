@@ -11,8 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
-from types import NoneType
-from typing import Any, get_args
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
@@ -223,7 +222,7 @@ class QueriesConfig:
 @dataclass(kw_only=True, slots=True)
 class EvalConfig:
     # A run directory, or a list of them. OmegaConf has no `str | list[str]`: run_dirs() checks it.
-    run: Any = field(default=None, metadata={"text": True})
+    run: Any = field(default=None, metadata={"text": True})  # see command_line.text_keys()
     ckpt: str | None = None  # instead of run: a checkpoint, of ours or the authors'
     out: str | None = None  # with ckpt or embeddings: the folder of the rows
     # Instead of a model: what another one made of the items of a bank, as .npy or .parquet.
@@ -258,25 +257,6 @@ def register() -> None:
 
 def _needed(what: str) -> None:
     raise ConfigError(f"no value is given for {what}")
-
-
-def text_keys(schema: type, section: str = "") -> dict[str, bool]:
-    """The dotted keys of ``schema`` for text, or lists of it, and whether null unsets them."""
-    keys = {}
-    for f in fields(schema):
-        key, parts = f"{section}{f.name}", _parts(f.type)
-        if str in parts or f.metadata.get("text"):
-            keys[key] = str not in parts or NoneType in parts
-        for part in parts:
-            if isinstance(part, type) and is_dataclass(part):
-                keys |= text_keys(part, f"{key}.")
-    return keys
-
-
-def _parts(annotation: Any) -> set[Any]:
-    """``list[str] | None`` -> {str, NoneType}."""
-    inner = get_args(annotation)
-    return set().union(*map(_parts, inner)) if inner else {annotation}
 
 
 def parse(composed: DictConfig | ListConfig) -> Any:

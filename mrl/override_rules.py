@@ -10,7 +10,6 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from mrl.command_line import CommandLineError, as_typed
-from mrl.config import text_keys
 
 
 def read(words: Sequence[str], schema: type) -> list[str]:
@@ -19,7 +18,7 @@ def read(words: Sequence[str], schema: type) -> list[str]:
     Raises:
         CommandLineError: for the first that cannot be read, or cannot be meant.
     """
-    read = as_typed(words, text_keys(schema))
+    read = as_typed(words, schema)
     if text := fault(read, schema):
         raise CommandLineError(text)
     return read

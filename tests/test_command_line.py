@@ -15,7 +15,7 @@ from mrl import command_line, config
 from mrl.command_line import CommandLineError, as_typed, launcher_fault, override
 
 ROOT = Path(__file__).parent.parent
-TRAIN, EVAL = config.text_keys(config.TrainConfig), config.text_keys(config.EvalConfig)
+TRAIN, EVAL = config.TrainConfig, config.EvalConfig
 
 
 def composed_eval(*words: str) -> config.EvalConfig:
