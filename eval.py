@@ -21,6 +21,7 @@ from tabulate import tabulate
 from mrl import config
 from mrl.checkpoint import CheckpointError
 from mrl.config_rules import run_dirs
+from mrl.stopping import orderly_end
 
 if TYPE_CHECKING:
     from mrl.evaluation import Row
@@ -30,6 +31,11 @@ config.register()
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="eval")
 def main(composed: DictConfig) -> None:
+    with orderly_end("what was encoded is kept, and the same command goes on from there"):
+        evaluate(composed)
+
+
+def evaluate(composed: DictConfig) -> None:
     # torch and timm load once the config is sound
     from torch import OutOfMemoryError
 
@@ -58,8 +64,6 @@ def main(composed: DictConfig) -> None:
             f"error: {error}\nEncoding takes less with a batch_size below {cfg.batch_size}; with "
             "device=cpu the machine's memory is used. What was encoded and measured is kept"
         )
-    except KeyboardInterrupt:
-        sys.exit("interrupted; what was encoded is kept, and the same command goes on from there")
 
 
 def show(rows: "list[Row]", source: str, items: str, folder: str) -> None:

@@ -12,9 +12,11 @@ from mrl import config
 from mrl.checkpoint import CheckpointError
 from mrl.config_rules import validate
 from mrl.distributed import process_group
+from mrl.stopping import orderly_end
 
 config.register()
 
+GOES_ON = "the same command with resume=true goes on"
 NEEDS_LESS_MEMORY = """
 It takes less with optim.accumulate=2 (the same batch, in two parts) or more GPUs; with resume=true
 a run that was under way goes on from its last checkpoint"""
@@ -22,10 +24,15 @@ a run that was under way goes on from its last checkpoint"""
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(composed: DictConfig) -> None:
+    with orderly_end(GOES_ON):
+        train(composed)
+
+
+def train(composed: DictConfig) -> None:
     # torch and timm load once the config is sound
     from torch import OutOfMemoryError
 
-    from mrl.stopping import StoppedError
+    from mrl.data.workers import WorkerError
     from mrl.train_loop import NonFiniteError, fit
 
     try:
@@ -39,13 +46,8 @@ def main(composed: DictConfig) -> None:
         if "SUBMITIT_EXECUTOR" in os.environ:
             raise  # a job's exceptions reach the sweep that waits for it; exit codes do not
         advice = NEEDS_LESS_MEMORY if isinstance(error, OutOfMemoryError) else ""
+        advice = f"; {GOES_ON}" if isinstance(error, WorkerError) else advice
         sys.exit(f"error: {error}{advice}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command with resume=true goes on")
-    except StoppedError as stopped:
-        print(f"{stopped}; the same command with resume=true goes on", file=sys.stderr)
-        # torchrun would start a failed run again at once, on a machine that is to be left.
-        sys.exit(0 if "TORCHELASTIC_RUN_ID" in os.environ else 128 + stopped.signal_number)
 
 
 def launcher_fault(words: list[str]) -> str | None:
