@@ -5,9 +5,10 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import Process, connection
+from multiprocessing import Process, connection, resource_tracker
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from mrl.data.errors import DataError
@@ -30,6 +31,8 @@ def from_workers(loader: DataLoader[Any]) -> Iterator[Any]:
         WorkerError: if a worker was killed.
     """
     workers: list[Process] = []
+    if (loader.multiprocessing_context or torch.multiprocessing).get_start_method() != "fork":
+        resource_tracker.ensure_running()  # its start would let the signals through
     try:
         with _signals_held_back():
             batches = iter(loader)
@@ -74,8 +77,12 @@ def _signals_held_back() -> Iterator[None]:
 
 def _lost(workers: list[Process]) -> Process | None:
     """The first worker that ended with a fault."""
-    if workers:
-        connection.wait([each.sentinel for each in workers], timeout=NEWS)
+    if not workers:
+        return None
+    ended = connection.wait([each.sentinel for each in workers], timeout=NEWS)
+    for each in workers:
+        if each.sentinel in ended:
+            each.join(NEWS)  # its files are closed before its exit code is there
     return next((each for each in workers if each.exitcode), None)
 
 
