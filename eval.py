@@ -23,6 +23,7 @@ from mrl.checkpoint import CheckpointError
 from mrl.command_line import CommandLineError
 from mrl.config_rules import run_dirs
 from mrl.override_rules import read
+from mrl.stopping import orderly_end
 from mrl.sweep import sweeping
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ config.register()
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="eval")
 def main(composed: DictConfig) -> None:
+    with orderly_end("what was encoded is kept, and the same command goes on from there"):
+        evaluate(composed)
+
+
+def evaluate(composed: DictConfig) -> None:
     # torch and timm load once the config is sound
     from torch import OutOfMemoryError
 
@@ -65,8 +71,6 @@ def main(composed: DictConfig) -> None:
             f"error: {error}\nEncoding takes less with a batch_size below {cfg.batch_size}; with "
             "device=cpu the machine's memory is used. What was encoded and measured is kept"
         )
-    except KeyboardInterrupt:
-        sys.exit("interrupted; what was encoded is kept, and the same command goes on from there")
 
 
 def show(rows: "list[Row]", source: str, items: str, folder: str) -> None:

@@ -14,6 +14,7 @@ from mrl.sweep import sweeping
 
 config.register()
 
+GOES_ON = "the same command with resume=true goes on"
 NEEDS_LESS_MEMORY = """
 It takes less with optim.accumulate=2 (the same batch, in two parts) or more GPUs; with resume=true
 a run that was under way goes on from its last checkpoint"""
@@ -31,14 +32,16 @@ def main(composed: DictConfig) -> None:
         if sweeping():
             raise
         sys.exit(f"error: {error}")
-    train(cfg)
+    from mrl.stopping import orderly_end  # torch and timm load once the config is sound
+
+    with orderly_end(GOES_ON):
+        train(cfg)
 
 
 def train(cfg: config.TrainConfig) -> None:
-    # torch and timm load once the config is sound
     from mrl.console import explained
+    from mrl.data.workers import WorkerError
     from mrl.distributed import process_group
-    from mrl.stopping import StoppedError
     from mrl.train_loop import fit
 
     try:
@@ -48,17 +51,11 @@ def train(cfg: config.TrainConfig) -> None:
                 print(
                     f"checkpoint: {checkpoint}\nnext: python eval.py {override('run', cfg.run_dir)}"
                 )
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command with resume=true goes on")
-    except StoppedError as stopped:
-        print(f"{stopped}; the same command with resume=true goes on", file=sys.stderr)
-        # torchrun would start a failed run again at once, on a machine that is to be left.
-        sys.exit(0 if "TORCHELASTIC_RUN_ID" in os.environ else 128 + stopped.signal_number)
     except Exception as error:
         line = explained(error, NEEDS_LESS_MEMORY)
         if line is None or sweeping():
             raise
-        sys.exit(line)
+        sys.exit(f"{line}; {GOES_ON}" if isinstance(error, WorkerError) else line)
 
 
 if __name__ == "__main__":

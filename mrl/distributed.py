@@ -5,6 +5,7 @@ One process alone needs no set-up.
 
 import gc
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=10)  # for an answer of another rank
+
+
+class RankLostError(ConnectionError):
+    """Another rank is gone, or does not answer within TIMEOUT."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,11 @@ def _device(name: str) -> torch.device:
 
 @contextmanager
 def process_group(device_name: str) -> Iterator[tuple[Ranks, torch.device]]:
-    """Join the processes that torchrun or submitit started: nccl on GPUs, gloo on CPUs."""
+    """Join the processes that torchrun or submitit started: nccl on GPUs, gloo on CPUs.
+
+    Raises:
+        RankLostError: in place of what the library says when another rank is gone.
+    """
     if "SUBMITIT_EXECUTOR" in os.environ and "WORLD_SIZE" not in os.environ:
         from submitit.helpers import TorchDistributedEnvironment
 
@@ -94,15 +105,32 @@ def process_group(device_name: str) -> Iterator[tuple[Ranks, torch.device]]:
         yield ranks, device
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    dist.init_process_group(backend, timeout=TIMEOUT)
     try:
         yield ranks, device
         # gloo's threads sometimes abort a process that exits while peers still talk to it; collect
         # what holds them (DDP's reducer), and leave together.
         gc.collect()
         dist.barrier()
+    except RuntimeError as error:
+        if not _is_of_other_ranks(error):
+            raise
+        raise RankLostError(
+            f"another rank is gone, or does not answer ({_reason(error)}): what it wrote says why. "
+            "The same command goes on from what is saved (train.py: with resume=true)"
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _is_of_other_ranks(error: RuntimeError) -> bool:
+    """nccl's have a type of their own; gloo's begin with the line of its source."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
+
+
+def _reason(error: RuntimeError) -> str:
+    line = str(error).partition("\n")[0]
+    return re.sub(r"^\[\S*\] ", "", line).partition(". ")[0]
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
@@ -11,20 +15,26 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mrl.distributed import Ranks
+from mrl.distributed import TIMEOUT, Ranks
 
 # SIGTERM: preemption, or torchrun's own end. SIGUSR1: SLURM's --signal, some time before the end.
 # SIGUSR2: the same from submitit, whose handler then puts the job back into the queue.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# One stop arrives twice where it goes to all processes and a launcher hands it on, too.
+TWICE = 2  # seconds within which it is one
+GRACE = 10  # seconds that a second stop leaves the step at hand
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
-class StoppedError(RuntimeError):
-    """The run was told to stop, and its state is saved; ``signal_number`` says by what."""
+class StoppedError(KeyboardInterrupt):
+    """A scheduler's signal stopped the run; ``signal_number`` says which.
 
-    def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}, and saved")
+    Not an Exception, as Ctrl-C is none: who takes every Exception for a damaged file lets it pass.
+    """
+
+    def __init__(self, number: int, when: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} {when}")
         self.signal_number = number
 
 
@@ -34,14 +44,18 @@ class StopRequest:
     def __init__(self, ranks: Ranks) -> None:
         self.number = 0  # of the first signal that came; 0: none
         self.former: Mapping[int, Handler] = {}
+        self._ctrl_c = 0  # times
         # Its own gloo group: on GPUs, nccl would make every step wait for the device.
-        self._group: Any = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
+        self._group: Any = None
+        if ranks.world_size > 1:
+            self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """The signals' handler."""
-        if number == signal.SIGINT and self.number == signal.SIGINT:
-            raise KeyboardInterrupt
         self.number = self.number or number
+        self._ctrl_c += number == signal.SIGINT
+        if number == signal.SIGINT and self._ctrl_c == 2:  # a third must not disturb the end
+            raise KeyboardInterrupt
 
     def agreed(self) -> int:
         """The signal's number if any rank has one, else 0; all ranks must call this, and agree."""
@@ -62,9 +76,9 @@ class StopRequest:
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         former = self.former.get(number)
-        if callable(former):
+        if callable(former) and _is_foreign(former):
             former(number, None)
-        raise StoppedError(number, step)
+        raise StoppedError(number, f"after step {step}, and saved")
 
 
 @contextmanager
@@ -75,7 +89,7 @@ def stop_request(ranks: Ranks) -> Iterator[StopRequest]:
     """
     request = StopRequest(ranks)
     numbers = set(SIGNALS)
-    if callable(signal.getsignal(signal.SIGTERM)):
+    if _is_foreign(signal.getsignal(signal.SIGTERM)):
         # submitit lets SIGTERM pass: SLURM then ends the job and queues it again, which it would
         # not do for a job that ended by itself.
         numbers.remove(signal.SIGTERM)
@@ -84,4 +98,81 @@ def stop_request(ranks: Ranks) -> Iterator[StopRequest]:
         yield request
     finally:
         for number, handler in request.former.items():
+            if isinstance(handler, _Ending):
+                handler.under_way |= request.number > 0
             signal.signal(number, handler)
+
+
+class _Ending:
+    """The handler of a program's signals while no step is at hand: the first ends it.
+
+    Further ones change nothing, or they would tear up the end that is under way.
+    """
+
+    def __init__(self) -> None:
+        self.under_way = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.under_way:
+            return
+        self.under_way = True
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise StoppedError(number, "while no step was at hand")
+
+
+@contextmanager
+def orderly_end(advice: str) -> Iterator[None]:
+    """For a program's main: a signal ends it with one line, before and after the loop, too.
+
+    A second SIGTERM or Ctrl-C, some seconds later, also ends a program that waits inside of a
+    library, where Python's handlers are not heard: for a rank that hangs, say.
+
+    Args:
+        advice: what to do then, the end of that line.
+    """
+    _take_signals(advice)
+    try:
+        yield
+    except StoppedError as stopped:
+        print(f"{stopped}; {advice}", file=sys.stderr)
+        # torchrun would start a failed run again at once, on a machine that is to be left.
+        sys.exit(0 if "TORCHELASTIC_RUN_ID" in os.environ else 128 + stopped.signal_number)
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted; {advice}")
+
+
+def _take_signals(advice: str) -> None:
+    """For good: the handlers stay while the process ends."""
+    if isinstance(signal.getsignal(signal.SIGINT), _Ending):
+        return  # a sweep in one process calls main for each of its runs
+    ending = _Ending()
+    for number in SIGNALS:
+        handler = signal.getsignal(number)
+        if handler != signal.SIG_IGN and not _is_foreign(handler):
+            signal.signal(number, ending)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_end_what_hangs, args=(reader, advice), daemon=True).start()
+
+
+def _end_what_hangs(reader: int, advice: str) -> None:
+    """Reads the numbers of signals from a pipe, into which they come even if the program hangs."""
+    first = 0.0
+    while number := os.read(reader, 1):
+        if number[0] not in (signal.SIGINT, signal.SIGTERM):
+            continue
+        first = first or time.monotonic()
+        if time.monotonic() - first > TWICE:
+            break
+    time.sleep(GRACE)
+    name = signal.Signals(number[0]).name
+    os.write(2, f"\nended at a second {name}, in the middle of a step; {advice}\n".encode())
+    os._exit(128 + number[0])
+
+
+def _is_foreign(handler: Handler) -> bool:
+    """Whether a launcher has installed it."""
+    ours = isinstance(handler, _Ending) or handler is signal.default_int_handler
+    return callable(handler) and not ours

@@ -3,8 +3,8 @@
 Shapes: N images in this rank's part of a batch, G granularities.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from mrl.config import ConfigError, TrainConfig, to_dict, to_yaml
 from mrl.console import announce, compiling, epoch_line, progress_bar, resolved_values
 from mrl.data import build_loader, load_splits
 from mrl.data.batches import mix
+from mrl.data.workers import WorkerError
 from mrl.data_notes import Noted, changes, noted_holdout, notes_of, pick_pixels
 from mrl.distributed import Ranks, all_reduce_sum, from_rank_0, gather_objects
 from mrl.initial_weights import load_backbone_weights
@@ -63,6 +64,7 @@ def fit(cfg: TrainConfig, ranks: Ranks, device: torch.device) -> Path:
         NonFiniteError: if a loss or a weight is NaN or infinite; the last good checkpoint stays.
         KeyboardInterrupt: on Ctrl-C, and
         StoppedError: on a scheduler's signal, both once the step at hand is done and saved.
+        WorkerError: if a process that prepares batches is killed; one rank alone has saved.
     """
     with held_run_dir(cfg, ranks):
         return _fit(cfg, ranks, device)
@@ -115,10 +117,24 @@ def _fit(cfg: TrainConfig, ranks: Ranks, device: torch.device) -> Path:
         if ranks.is_main:
             checkpoints.save(whole, top1 if cfg.save.best else None)
 
+    done = first_step
+
+    @contextmanager
+    def saved_if_a_worker_dies() -> Iterator[None]:
+        """It comes to light between steps. Other ranks, in the next already, could not save."""
+        try:
+            yield
+        except WorkerError as error:
+            if ranks.world_size > 1 or done == first_step:
+                raise
+            save(done)
+            raise WorkerError(f"{error}. Step {done} is saved") from error
+
     with (
         _writer(cfg, ranks, device, precision, resolved, first_step) as writer,
         progress_bar(cfg, ranks, schedule["total_steps"], first_step) as bar,
         stop_request(ranks) as stop,
+        saved_if_a_worker_dies(),
     ):
         for epoch in range(first_step // steps, cfg.optim.epochs):
             train_mode(model)

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mrl.data import DataError, image_folder
 from mrl.data.ffcv_writer import WriteSettings, write_split
+from mrl.stopping import orderly_end
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,6 +31,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@orderly_end("the file at hand was not written")
 def main() -> int:
     args = parse_args()
     out = args.out or args.root
@@ -55,9 +57,6 @@ def main() -> int:
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped: the file at hand was not written", file=sys.stderr)
-        return 130
     return 0
 
 

@@ -21,6 +21,7 @@ from mrl.data import beton
 from mrl.data.crops import uniforms
 from mrl.data.errors import DataError
 from mrl.data.image_folder import CorruptImageError, Scanned, decode
+from mrl.data.workers import from_workers, leave_signals_to_parent
 from mrl.progress import progress
 
 PAGE = 8 << 20  # bytes; FFCV's default, the unit of reading without the page cache
@@ -174,10 +175,14 @@ def _encoded(
 ) -> Iterator[Encoded | str]:
     """In order, made by worker processes, not many ahead of what was written."""
     chunks = DataLoader(
-        _Encoding(paths, settings), batch_size=CHUNK, num_workers=workers, collate_fn=list
+        _Encoding(paths, settings),
+        batch_size=CHUNK,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=leave_signals_to_parent,
     )
     with progress(name, len(paths), "img", leave=True) as bar:
-        for chunk in chunks:
+        for chunk in from_workers(chunks):
             yield from chunk
             bar.update(len(chunk))
 

@@ -24,6 +24,7 @@ from mrl.data.errors import DataError
 from mrl.data.image_folder import CorruptImageError, decode
 from mrl.data.memory_loader import normalise
 from mrl.data.pixels import Pixels
+from mrl.data.workers import from_workers, leave_signals_to_parent
 
 Transform = Callable[[Image.Image, int, int], Image.Image]  # image, epoch, index
 # Image uint8 (3, H, W) and label. What is wrong with a file is handed over, for the main process to
@@ -60,9 +61,7 @@ class FileLoader:
             transform: Transform = _TrainTransform(plan.seed, size_at, flip, policy, pixels)
         else:
             central = eval_transform(image_size, pixels.crop_ratio, pixels.interpolation)
-
-            def transform(image: Image.Image, epoch: int, index: int) -> Image.Image:
-                return central(image)
+            transform = partial(_alike, central)
 
         self.files = _Files(dataset, transform)
         self.plan, self.workers, self.skip_corrupt = plan, workers, skip_corrupt
@@ -80,13 +79,14 @@ class FileLoader:
             batch_sampler=([(epoch, i) for i in batch.tolist()] for _, batch in steps),
             num_workers=self.workers,
             collate_fn=self.collate,
+            worker_init_fn=leave_signals_to_parent,
             pin_memory=torch.cuda.is_available(),
             # Else it would draw a number from the global generator, so that a resumed run,
             # which starts an epoch's loader once more, would no longer equal a straight one.
             generator=generator(self.plan.seed, epoch),
         )
         lost = 0
-        for images, labels, problems in loader:
+        for images, labels, problems in from_workers(loader):
             self._report(problems)
             lost += len(problems)
             if not len(labels):
@@ -124,18 +124,27 @@ def eval_transform(
     """
     shorter = round(image_size / crop_ratio)
     resampling = Image.Resampling[interpolation.upper()]
+    return partial(_central_square, size=image_size, shorter=shorter, resampling=resampling)
 
-    def transform(image: Image.Image) -> Image.Image:
-        width, height = (shorter * side // min(image.size) for side in image.size)
-        left, top = round((width - image_size) / 2), round((height - image_size) / 2)
-        square = (left, top, left + image_size, top + image_size)
-        if width * height <= LARGEST_RESIZED:
-            return image.resize((width, height), resampling).crop(square)
-        across, down = image.width / width, image.height / height
-        part = (square[0] * across, square[1] * down, square[2] * across, square[3] * down)
-        return image.resize((image_size, image_size), resampling, box=part)
 
-    return transform
+def _central_square(
+    image: Image.Image, *, size: int, shorter: int, resampling: Image.Resampling
+) -> Image.Image:
+    width, height = (shorter * side // min(image.size) for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    square = (left, top, left + size, top + size)
+    if width * height <= LARGEST_RESIZED:
+        return image.resize((width, height), resampling).crop(square)
+    across, down = image.width / width, image.height / height
+    part = (square[0] * across, square[1] * down, square[2] * across, square[3] * down)
+    return image.resize((size, size), resampling, box=part)
+
+
+def _alike(
+    central: Callable[[Image.Image], Image.Image], image: Image.Image, epoch: int, index: int
+) -> Image.Image:
+    """In evaluation neither epoch nor index matters."""
+    return central(image)
 
 
 class _TrainTransform:
