@@ -59,8 +59,8 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     kind = name.split(":")[0]
     if kind not in DEVICES:
         raise ValueError(
-            f"device={name} is none that models are trained on: choose auto, {', '.join(DEVICES)}, "
-            "or one of several GPUs, such as cuda:1"
+            f"device={name} cannot be used here: choose auto, {', '.join(DEVICES)}, or one of "
+            "several GPUs, such as cuda:1"
         )
     if not DEVICES[kind]():
         raise ValueError(

@@ -159,9 +159,8 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
             return  # one that chooses its jobs as it goes
-        given: Any = OmegaConf.to_container(
-            config.hydra.overrides
-        )  # in which ${...} stays as it is
+        # In which ${...} stays as it was written.
+        given: Any = OmegaConf.to_container(config.hydra.overrides)
         params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
         try:
             runs = runs_of([*params, *given["task"]])
@@ -172,7 +171,7 @@ class Sweep(Callback):
         self.here = config.hydra.launcher._target_.endswith("BasicLauncher")
         if self.here:
             self.waiting = names_of(runs)
-            self.again = AGAIN[kwargs["config_name"]]
+            self.again = AGAIN.get(kwargs["config_name"], AGAIN["train"])
             atexit.register(self._report)  # also where a signal ends the sweep
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:

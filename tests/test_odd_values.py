@@ -65,8 +65,8 @@ device=0 | device=0
 device=cpu:-1 | device=cpu:-1
 device=cuda:-1 | device=cuda:-1
 device=gpu | choose auto, cpu, cuda
-device=hpu | device=hpu is none that models are trained on
-device=meta | device=meta is none that models are trained on
+device=hpu | device=hpu cannot be used here: choose auto
+device=meta | device=meta cannot be used here: choose auto
 device=privateuseone | device=privateuseone
 device=vulkan | device=vulkan
 device=xla | device=xla

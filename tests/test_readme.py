@@ -35,7 +35,7 @@ def test_the_command_composes(compose_train, line):
 # One's own pictures, with a smaller network of the same family, by its optimiser and by the other.
 PICTURES = "python train.py experiment=pictures_mrl backbone.pretrained=false"
 PICTURES += " backbone.name=convnext_atto"
-SMALL_ENOUGH = [line for line in TRAIN if "experiment=fashion_mnist_mrl optim" in line]
+SMALL_ENOUGH = [line for line in TRAIN if "experiment=fashion_mnist_mrl optim.epochs" in line]
 SMALL_ENOUGH += [line for line in TRAIN if "vit_tiny" in line]
 SMALL_ENOUGH += [PICTURES, f"{PICTURES} optim=sgd"]
 
