@@ -226,6 +226,6 @@ def _drop_lines_after(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except (ValueError, KeyError):
-            continue  # the line that a killed process did not finish
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue  # a line that a killed process did not finish, or none of ours
     write_atomically(path, "".join(kept).encode())

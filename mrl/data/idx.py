@@ -18,6 +18,7 @@ from torch import Tensor
 from mrl.data.errors import DataError
 
 UINT8 = 0x08  # type code of the only element type that these data sets use
+LARGEST = 2**30  # bytes; EMNIST's largest file has half as many
 
 
 def read_idx(path: Path, *, num_axes: int, sha256: str | None = None) -> Tensor:
@@ -30,34 +31,37 @@ def read_idx(path: Path, *, num_axes: int, sha256: str | None = None) -> Tensor:
     Raises:
         DataError: naming the file, if it cannot be read, is corrupt, or is another file.
     """
-    content = _read(path)
-    header = 4 + 4 * num_axes
-    expected = bytes([0, 0, UINT8, num_axes])
-    if content[:4] != expected or len(content) < header:
-        raise _unusable(
-            path, f"it starts with {content[:4].hex() or 'nothing'}, not with {expected.hex()}"
-        )
-    shape = struct.unpack(f">{num_axes}I", content[4:header])
-    if len(content) != header + math.prod(shape):
-        raise _unusable(
-            path,
-            f"shape {shape} needs {header + math.prod(shape)} bytes, but it has {len(content)}",
-        )
-    digest = hashlib.sha256(content).hexdigest()
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            shape = _shape(path, file.read(4 + 4 * num_axes), num_axes)
+            # Not all that there is: some kilobytes of .gz can hold gigabytes.
+            content = file.read(math.prod(shape) + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unusable(path, str(error)) from error
+    if len(content) != math.prod(shape):
+        has = "more" if len(content) > math.prod(shape) else f"{len(content)}"
+        raise _unusable(path, f"shape {shape} needs {math.prod(shape)} bytes, but it has {has}")
+    digest = hashlib.sha256(_header(shape) + content).hexdigest()
     if sha256 is not None and digest != sha256:
         raise _unusable(path, f"the SHA-256 of its content is {digest}, not {sha256}")
     # Copied because the bytes are read-only and tensors are not.
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).copy()).view(shape)
+    return torch.from_numpy(np.frombuffer(content, np.uint8).copy()).view(shape)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        if path.suffix == ".gz":
-            with gzip.open(path) as file:
-                return file.read()
-        return path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unusable(path, str(error)) from error
+def _shape(path: Path, header: bytes, num_axes: int) -> tuple[int, ...]:
+    expected = bytes([0, 0, UINT8, num_axes])
+    if header[:4] != expected or len(header) < 4 + 4 * num_axes:
+        raise _unusable(
+            path, f"it starts with {header[:4].hex() or 'nothing'}, not with {expected.hex()}"
+        )
+    shape = struct.unpack(f">{num_axes}I", header[4:])
+    if math.prod(shape) > LARGEST:
+        raise _unusable(path, f"shape {shape} is larger than any data set in this format")
+    return shape
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    return struct.pack(f">4B{len(shape)}I", 0, 0, UINT8, len(shape), *shape)
 
 
 def _unusable(path: Path, reason: str) -> DataError:

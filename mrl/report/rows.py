@@ -28,6 +28,7 @@ FIELDS: dict[str, type] = {
 # What makes two rows the same measurement, done again.
 KEY = [name for name in FIELDS if name not in ("value", "n", "commit")]
 SOURCE = "source"
+LARGEST = 2**63 - 1  # of whole numbers in a table
 
 
 class RowsError(ValueError):
@@ -85,7 +86,7 @@ def parse_row(line: str) -> dict[str, object]:
     """One JSON line as a dict with exactly the keys of FIELDS; ValueError says what is wrong."""
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:  # brackets by the thousand
         raise ValueError(
             f"not JSON ({error}); a write that was cut short? {line[:60]!r}"
         ) from error
@@ -100,6 +101,8 @@ def parse_row(line: str) -> dict[str, object]:
 
 def _checked(name: str, value: object) -> object:
     kind = FIELDS[name]
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError(f"{name} is out of range: it has {len(hex(value)) - 2} digits in base 16")
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise ValueError(f"{name} is {value}; rows hold finite numbers only")

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,11 +102,7 @@ def build_faiss(
     """A trained FAISS index of all rows, which are read block by block."""
     faiss = import_faiss()
     num_items, dim = bank_NM.shape
-    index = faiss.index_factory(
-        dim,
-        _factory(kind, options),
-        faiss.METRIC_INNER_PRODUCT if metric == "cosine" else faiss.METRIC_L2,
-    )
+    index = _untrained(faiss, dim, kind, metric, options)
     _prepare(faiss, index, kind, options, seed)
     set_search_options(index, options)
     with threads_of_torch(faiss):
@@ -117,6 +114,39 @@ def build_faiss(
         for block in bank_NM.split(max(1, min(_ADD_ROWS, _ADD_BYTES // (8 * dim)))):
             index.add(to_faiss(block, metric))
     return index
+
+
+def read_faiss(
+    path: Path, num_items: int, dim: int, kind: str, metric: Metric, options: Mapping[str, int]
+) -> Any:
+    """The index in a file.
+
+    Raises:
+        ValueError: if it holds none, or one that is not as described.
+    """
+    faiss = import_faiss()
+    try:
+        index = faiss.read_index(str(path))
+        wanted = _untrained(faiss, dim, kind, metric, options)
+    except RuntimeError as error:
+        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    if not isinstance(index, type(wanted)):
+        names = f"{type(index).__name__}, not an {type(wanted).__name__}"
+        raise ValueError(f"{path} is an {names}: build the index again")
+    for what, mine, right in (
+        ("width", index.d, dim),
+        ("items", index.ntotal, num_items),
+        ("FAISS's metric", index.metric_type, wanted.metric_type),
+    ):
+        if mine != right:
+            raise ValueError(f"{path} is of {what} {mine}, not {right}: build the index again")
+    return index
+
+
+def _untrained(faiss: Any, dim: int, kind: str, metric: Metric, options: Mapping[str, int]) -> Any:
+    inner_product = metric == "cosine"
+    measure = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
+    return faiss.index_factory(dim, _factory(kind, options), measure)
 
 
 def _factory(kind: str, options: Mapping[str, int]) -> str:

@@ -4,6 +4,7 @@ Shapes: B bank, Q queries, D embedding width, K neighbours.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,6 +20,7 @@ from mrl.search.faiss_index import (
     build_faiss,
     import_faiss,
     options_of,
+    read_faiss,
     search_faiss,
     set_search_options,
 )
@@ -212,15 +214,19 @@ class PrefixIndex:
         """
         folder = Path(folder)
         facts = read_manifest(folder)
+        _check_facts(folder, facts)
         index = cls(**{name: facts[name] for name in _facts()}, content=None)
         index._check_wanted(folder, bank, dim, metric)
         path = folder / _file_of(index.kind)
         if not path.is_file() or file_hash(path) != facts["file_hash"]:
             raise ValueError(f"{path} is damaged or missing: build the index again")
+        num_items, dim = index.num_items, index.dim
         if index.kind == "exact":
-            index.content = torch.from_numpy(np.load(path, allow_pickle=False))
+            index.content = _read_prefixes(path, num_items, dim)
         else:
-            index.content = import_faiss().read_index(str(path))
+            index.content = read_faiss(
+                path, num_items, dim, index.kind, index.metric, index.options
+            )
         return index
 
     def _check_wanted(
@@ -244,6 +250,27 @@ class PrefixIndex:
 def _facts() -> list[str]:
     """What the manifest holds, besides what the files are."""
     return [each.name for each in fields(PrefixIndex) if each.name != "content"]
+
+
+def _check_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Refuse a manifest that another program wrote, be its checksum right."""
+    sizes = [facts.get(name) for name in ("dim", "num_items", "embed_dim", "seed")]
+    whole = all(type(size) is int for size in sizes) and isinstance(facts.get("options"), dict)
+    if not whole or facts.get("kind") not in KINDS or not {*_facts(), "file_hash"} <= facts.keys():
+        raise ValueError(f"{folder} is damaged: its manifest describes no index")
+
+
+def _read_prefixes(path: Path, num_items: int, dim: int) -> Tensor:
+    try:
+        prefixes = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if prefixes.shape != (num_items, dim) or prefixes.dtype != np.float32:
+        raise ValueError(
+            f"{path} holds {prefixes.dtype} {prefixes.shape}, not float32 {(num_items, dim)}: "
+            "build the index again"
+        )
+    return torch.from_numpy(prefixes)
 
 
 def _file_of(kind: str) -> str:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -45,8 +46,9 @@ PACKED = gzip.compress(GOOD, mtime=0)
         (b"", "starts with nothing"),
         (b"<html>", "starts with 3c68746d"),
         (GOOD[:10], "starts with 00000803"),
-        (GOOD[:-1], "needs 28 bytes, but it has 27"),
-        (GOOD + b"x", "but it has 29"),
+        (GOOD[:-1], "needs 12 bytes, but it has 11"),
+        (GOOD + b"x", "needs 12 bytes, but it has more"),
+        (GOOD[:4] + b"\xff" * 12, "is larger than any data set"),
         (idx_bytes(np.arange(3)), "not with 00000803"),
         (GOOD[:2] + b"\x0d" + GOOD[3:], "not with 00000803"),
     ],
@@ -66,6 +68,20 @@ def test_bad_gzip_names_the_file(tmp_path: Path, packed: bytes) -> None:
     (tmp_path / "images.gz").write_bytes(packed)
     with pytest.raises(DataError, match=f"cannot use {tmp_path}/images.gz"):
         read_idx(tmp_path / "images.gz", num_axes=3)
+
+
+@pytest.mark.parametrize("start", [b"", GOOD], ids=["zeros", "a good file, then zeros"])
+def test_a_small_file_that_unpacks_to_gigabytes_is_not_unpacked(
+    tmp_path: Path, start: bytes
+) -> None:
+    part = gzip.compress(bytes(2**26), mtime=0)  # files of several parts are good gzip
+    (tmp_path / "images.gz").write_bytes(gzip.compress(start, mtime=0) + 32 * part)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="starts with 00000000|but it has more"):
+        read_idx(tmp_path / "images.gz", num_axes=3)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**20
 
 
 @pytest.mark.parametrize("packed", [True, False])

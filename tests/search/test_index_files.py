@@ -83,6 +83,61 @@ def test_damaged_content(saved: Path, place: float) -> None:
         PrefixIndex.load(saved)
 
 
+def forge(folder: Path, **facts: object) -> None:
+    """Make the manifest's hashes fit the folder's other file, and change some of its facts."""
+    (path,) = (path for path in folder.iterdir() if path.name != "manifest.json")
+    manifest = index_files.read_manifest(folder)
+    manifest |= {"file_hash": index_files.file_hash(path), **facts}
+    index_files.write_manifest(folder, manifest)
+
+
+@pytest.mark.parametrize("other", ["Flat", "IVF", "HNSW32"])
+@pytest.mark.parametrize("change", ["kind", "width", "items", "metric"])
+def test_another_faiss_index_with_a_hash_made_to_fit(
+    other: str, change: str, tmp_path: Path
+) -> None:
+    PrefixIndex.build(BANK, 4, "OPQ" if change == "kind" else other).save(tmp_path / "index")
+    bank = BANK[:300] if change == "items" else BANK
+    metric = "l2" if change == "metric" else "cosine"
+    PrefixIndex.build(bank, 6 if change == "width" else 4, other, metric).save(tmp_path / "other")
+    (tmp_path / "other" / "index.faiss").replace(tmp_path / "index" / "index.faiss")
+    forge(tmp_path / "index")
+    with pytest.raises(ValueError, match="index.faiss is .*: build the index again"):
+        PrefixIndex.load(tmp_path / "index")
+
+
+@pytest.mark.parametrize("content", [b"", b"no index", b"\x93NUMPY\x01\x00", b"IxFI" + bytes(99)])
+def test_rubbish_with_a_hash_made_to_fit(saved: Path, content: bytes) -> None:
+    (path,) = (path for path in saved.iterdir() if path.name != "manifest.json")
+    path.write_bytes(content)
+    forge(saved)
+    with pytest.raises(ValueError, match=f"{path.name} (is|holds) "):
+        PrefixIndex.load(saved)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex64", "object", "U3"])
+@pytest.mark.parametrize("shape", [(400, 4), (400,), (4, 400)])
+def test_other_arrays_with_a_hash_made_to_fit(
+    dtype: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    PrefixIndex.build(BANK, 4).save(tmp_path / "index")
+    np.save(tmp_path / "index" / "prefixes.npy", np.zeros(shape, dtype))
+    forge(tmp_path / "index")
+    with pytest.raises(ValueError, match="prefixes.npy (is damaged|holds)"):
+        PrefixIndex.load(tmp_path / "index")
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"kind": "LSH"}, {"kind": []}, {"dim": "4"}, {"num_items": None}, {"options": 3}],
+    ids=str,
+)
+def test_foreign_facts_with_a_checksum_made_to_fit(saved: Path, facts: dict[str, object]) -> None:
+    forge(saved, **facts)
+    with pytest.raises(ValueError, match="its manifest describes no index"):
+        PrefixIndex.load(saved)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
