@@ -14,7 +14,7 @@ Shapes: B bank rows of a block, Q queries, W widths, J stages, P pairs, K neighb
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -23,7 +23,15 @@ from torch import Tensor
 
 from mrl.search.blocks import BankBlock
 from mrl.search.candidates import ValuesOf, above
-from mrl.search.pairs import Metric, Pairs, best_of_each, running_sums, scores_of
+from mrl.search.distances import scores_of_squares
+from mrl.search.pairs import (
+    Metric,
+    Pairs,
+    best_of_each,
+    prefix_norms,
+    running_sums,
+    scores_of,
+)
 
 _MARGIN = 1e-4  # relative; on top of bounds, for the rounding of float32 norms
 _ODD = 0.5  # a bank row that has less than this part of the usual ratio is kept without a look
@@ -186,7 +194,7 @@ class Survivors:
                 scores[w], indices[w] = best_of_each(
                     pairs.query - first, pairs.item, score_PW, last - first, self.k
                 )
-        return scores, indices
+        return scores if self.metric == "cosine" else scores_of_squares(scores), indices
 
     def _within_reach(
         self, row: Tensor, sums: tuple[Tensor, ...], norm_PJ: Tensor, j: int
@@ -202,9 +210,3 @@ class Survivors:
             reach_PJ = reach_PJ * self.norm_QJ[row, j:] * norm_PJ[:, j:]
             distance_P = distance_P * here_P
         return (distance_P[:, None] <= reach_PJ * (1 + _MARGIN)).any(1)
-
-
-def prefix_norms(x: Tensor, widths: Sequence[int]) -> Tensor:
-    """Norms of the prefixes of a few rows, float64 (N, W)."""
-    square_NC = x[:, : widths[-1]].double().square().cumsum(1)
-    return square_NC[:, [m - 1 for m in widths]].sqrt_()
