@@ -66,13 +66,10 @@ class BankBlock:
         if metric == "cosine":
             norm_GB = weight_GB.sqrt_()
             weight_GB = torch.where(norm_GB == 0, 0.0, 1.0 / norm_GB)
-        exact_BC = rows_BC
-        if bank.dtype == torch.float64 or scale != 1.0:  # different rows may be equal in float32
-            exact_BC = block_BC[:, :_TWIN_WIDTH].to(device, torch.float64)
-        spare_GB = [
-            _has_equals_before(_compared(exact_BC[:, :m], metric), k) if m <= _TWIN_WIDTH else None
-            for m in widths
-        ]
+        exact_BC = None
+        if bank.dtype == torch.float64 or scale != 1.0:
+            exact_BC = block_BC[:, :_TWIN_WIDTH].to(device)
+        spare_GB = [_spare(rows_BC[:, :m], exact_BC, k, metric) for m in widths]
         columns_CB = rows_BC[:, : products[-1]].T
         if sum(hi - lo <= _FEW_COLUMNS for lo, hi in pairwise([0, *products])) > 1:
             columns_CB = columns_CB.contiguous()
@@ -153,6 +150,21 @@ def _all_square_sums(x_NC: Tensor) -> Tensor:
     ends_NR = runs_NRC[:, :, -1].double().cumsum(1).float()
     runs_NRC[:, 1:] += ends_NR[:, :-1, None]
     return runs_NRC.flatten(1)[:, :columns]
+
+
+def _spare(x_BM: Tensor, exact_BC: Tensor | None, k: int, metric: Metric) -> Tensor | None:
+    """Which rows (B,) equal k rows before them; None: this was not looked for.
+
+    Args:
+        exact_BC: the rows as they came, where different ones may be equal in float32.
+    """
+    m = x_BM.shape[1]
+    if m > _TWIN_WIDTH:
+        return None
+    spare_B = _has_equals_before(_compared(x_BM, metric), k)
+    if exact_BC is not None and spare_B.any():
+        spare_B = _has_equals_before(_compared(exact_BC[:, :m], metric), k)
+    return spare_B
 
 
 def _compared(x_BM: Tensor, metric: Metric) -> Tensor:

@@ -90,12 +90,16 @@ def check_rows(
         rows = in_float32(x[start : start + _ROWS, : levels[-1]], scale, x.device)
         parts = [torch.linalg.vector_norm(rows[:, a:b], dim=1) for a, b in pairwise([0, *levels])]
         square_LN = torch.stack(parts).square_().cumsum(0)
-        odd_N = ~(square_LN[-1] <= _MAX_SQUARE) | (square_LN[0] < _MIN_SQUARE)
+        long_N, short_LN = ~(square_LN[-1] <= _MAX_SQUARE), square_LN < _MIN_SQUARE
         misfits = set()
-        if odd_N.any():
-            odd = start + odd_N.nonzero()[:, 0]
-            _refuse(name, x, odd, widths, nonzero, first_row)
-            misfits = _misfits(scaled(x[odd, : widths[-1]].double(), scale), widths)
+        if (long_N | short_LN[0]).any():
+            long, short = (start + odd_N.nonzero()[:, 0] for odd_N in (long_N, short_LN[0]))
+            _refuse(name, x, long, short, widths, nonzero, first_row)
+            # Rows that were only short are not short any more in wider prefixes.
+            at = len(levels) - 1 if len(long) else min(int(short_LN.any(1).sum()), len(levels) - 1)
+            doubtful = [m for m in widths if m <= levels[at]]
+            odd_NC = x[torch.cat([long, short]), : levels[at]].to(torch.float64)
+            misfits = _misfits(scaled(odd_NC, scale), doubtful)
         before_N = square_LN[levels.index(int(exact))] if exact in levels else 0.0
         rest_LN = (square_LN - before_N).clamp_(min=0.0) if exact < inf else square_LN
         share_LN = torch.where(square_LN > 0, rest_LN / square_LN, 1.0)
@@ -114,17 +118,21 @@ def _misfits(odd_ND: Tensor, widths: Sequence[int]) -> set[int]:
 
 
 def _refuse(
-    name: str, x: Tensor, odd: Tensor, widths: Sequence[int], nonzero: bool, first_row: int
+    name: str,
+    x: Tensor,
+    long: Tensor,
+    short: Tensor,
+    widths: Sequence[int],
+    nonzero: bool,
+    first_row: int,
 ) -> None:
-    """Raise the error of the first of the rows ``odd`` that has one."""
-    odd_ND = x[odd, : widths[-1]]
-    wrong_N = ~torch.isfinite(odd_ND).all(1)
+    """Raise the error of the first row that has one: of long rows or those short from the start."""
+    wrong = long[~torch.isfinite(x[long, : widths[-1]]).all(1)]
     if nonzero:
-        wrong_N |= (odd_ND[:, : widths[0]] == 0).all(1)
-    if wrong_N.any():
-        first = int(wrong_N.int().argmax())
-        what = _what_is_wrong(odd_ND[first], widths)
-        raise ValueError(f"{name} row {first_row + int(odd[first])} {what}")
+        wrong = torch.cat([wrong, short[(x[short, : widths[0]] == 0).all(1)]])
+    if len(wrong):
+        row = int(wrong.min())
+        raise ValueError(f"{name} row {first_row + row} {_what_is_wrong(x[row], widths)}")
 
 
 def _what_is_wrong(x_D: Tensor, widths: Sequence[int]) -> str:

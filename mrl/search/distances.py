@@ -23,9 +23,12 @@ def unusable(score: Tensor) -> Tensor:
 
 
 def scores_of_differences(x_PC: Tensor) -> Tensor:
-    """The scores (P,) of pairs whose float64 rows differ by ``x_PC``."""
+    """The scores (P,) of pairs whose float64 rows differ by ``x_PC``.
+
+    Infinite differences, of rows at opposite ends of the range, count as the largest number.
+    """
     largest = torch.finfo(x_PC.dtype).max
-    x_PC = x_PC.clamp(-largest, largest)  # differences of opposite ends of the range
+    x_PC = x_PC.clamp(-largest, largest)
     size_P1 = x_PC.abs().amax(1, keepdim=True)
     size_P1 = torch.where(size_P1 == 0, 1.0, size_P1)
     distance_P = (x_PC / size_P1).square().sum(1).sqrt() * size_P1[:, 0]
@@ -33,15 +36,6 @@ def scores_of_differences(x_PC: Tensor) -> Tensor:
     far_P = (distance_P / _FAR).sqrt() * _FAR**2
     usual_P = torch.where(distance_P > _FAR, far_P, distance_P.square())
     return torch.where(distance_P < _NEAR, near_P, usual_P).neg_()
-
-
-def scores_of_squares(negated: Tensor) -> Tensor:
-    """The scores of float64 sums of squares, negated, none of which is too large."""
-    near = beyond_squares(negated)
-    if not near.any():
-        return negated
-    root = (negated.neg().sqrt() / _NEAR).sqrt() * _NEAR**2
-    return torch.where(near, root.neg(), negated)
 
 
 def squared_distances(score: Tensor, scale: float = 1.0) -> Tensor:

@@ -53,6 +53,8 @@ def nested_knn(
 
     At granularity m both sides are cut to their first m columns; "cosine" then normalises what is
     left.  Scores are compared as computed in float64; where they are equal the lower index wins.
+    This holds at any scale: no squares are lost to the range of float32 or float64, whichever rows
+    and prefixes are tiny or huge, and only a prefix of zeros has no direction.
 
     Args:
         bank: (B, D) floating point, a tensor or an array, which may be mapped from a file that is
@@ -71,7 +73,8 @@ def nested_knn(
     Returns:
         ``(scores, indices)``, each (G, Q, k), best first; scores float32 (float64 for float64
         input), indices int64.  Scores are good to 3e-5 at worst ("l2": relative), and only their
-            last digits depend on how the search is split up.
+            last digits depend on how the search is split up.  Squared distances that their dtype
+            cannot hold are given as 0 or infinity, in the right order all the same.
 
     Raises:
         ValueError: naming which of bank or queries, the row and the width, for NaN, infinities or

@@ -23,11 +23,12 @@ from torch import Tensor
 
 from mrl.search.blocks import BankBlock
 from mrl.search.candidates import ValuesOf, above
-from mrl.search.distances import scores_of_squares
+from mrl.search.distances import beyond_squares
 from mrl.search.pairs import (
     Metric,
     Pairs,
     best_of_each,
+    pair_scores,
     prefix_norms,
     running_sums,
     scores_of,
@@ -102,7 +103,8 @@ class Survivors:
             worst_QW[:, lo:hi].amax(1) if hi > lo else worst_QW.new_full((len(worst_QW),), -1.0)
             for lo, hi in pairwise([0, *last_J])
         ]
-        return torch.stack(parts, 1).mul_(1 + _MARGIN).add_(1e-9 * (self.metric == "cosine"))
+        least = 1e-9 if self.metric == "cosine" else 1e-300  # squares that vanish
+        return torch.stack(parts, 1).mul_(1 + _MARGIN).add_(least)
 
     def _pairs(self, row_P: Tensor, index_P: Tensor) -> Pairs:
         return Pairs(self.bank, self.queries, self.metric, row_P, index_P)
@@ -191,10 +193,21 @@ class Survivors:
             if w.start < w.stop:
                 some = tuple(part[:, : w.stop - w.start] for part in several)
                 score_PW = scores_of(some, self.norm_QW[:, w][pairs.query], self.metric)
+                self._put_right(score_PW, pairs, w)
                 scores[w], indices[w] = best_of_each(
                     pairs.query - first, pairs.item, score_PW, last - first, self.k
                 )
-        return scores if self.metric == "cosine" else scores_of_squares(scores), indices
+        return scores, indices
+
+    def _put_right(self, score_PW: Tensor, pairs: Pairs, w: slice) -> None:
+        """What sums of squares that vanished in float64 should have been, at the widths ``w``."""
+        if self.metric == "cosine" or self.bank.dtype != torch.float64:
+            return
+        doubtful_PW = beyond_squares(score_PW)
+        for column in doubtful_PW.any(0).nonzero()[:, 0].tolist():
+            those_P = doubtful_PW[:, column]
+            m = self.stages.widths[w.start + column]
+            score_PW[those_P, column] = pair_scores(pairs[those_P], m, self.norm_Q)
 
     def _within_reach(
         self, row: Tensor, sums: tuple[Tensor, ...], norm_PJ: Tensor, j: int

@@ -34,8 +34,8 @@ def rerank(
 ) -> tuple[Tensor, Tensor]:
     """The best ``k`` of each query's candidates by the first ``dim`` columns.
 
-    Compared are scores in float64, as nested_knn computes them, so equal rows tie whatever stands
-    beside them.  Scratch memory of each thread is a few MiB.
+    Compared are scores in float64, as nested_knn computes them, at any scale of the rows, so equal
+    rows tie whatever stands beside them.  Scratch memory of each thread is a few MiB.
 
     Args:
         bank: (B, D) floating point, tensor or numpy array (memory maps too); not modified.
