@@ -14,8 +14,7 @@ from torch import Tensor
 import mrl
 from benchmarks.search_data import D, clustered, data_of
 from benchmarks.turns import median_ratio, timed
-from mrl.search.pairs import Pairs, pair_scores
-from mrl.search.refine import prefix_norms
+from mrl.search.pairs import Pairs, pair_scores, prefix_norms
 
 NINE = mrl.log_spaced(D)
 

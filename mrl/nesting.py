@@ -7,9 +7,9 @@ z[..., :m] of an embedding; a model is trained at a strictly increasing list of 
 import itertools
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -92,7 +92,69 @@ def truncate(z: Tensor, m: int, normalize: bool = True) -> Tensor:
     example to the next, so cutting after normalising ranks neighbours wrongly.
     """
     z = prefix(z, m)
-    return F.normalize(z, dim=-1) if normalize else z
+    return unit(z) if normalize else z
+
+
+def unit(z: Tensor) -> Tensor:
+    """The rows of ``z`` (..., M) divided by their L2 norms; rows of zeros stay zeros.
+
+    This holds at any scale: rows whose squares or norms leave the range of the dtype are divided by
+    their largest entry first.  The gradients of such rows stay finite, and a row of zeros, which
+    has no direction, hands on the gradient it gets.
+    """
+    least, most = _safe_norms(z.dtype)
+    norm = z.norm(dim=-1, keepdim=True)
+    if _all_between(least, most, norm):
+        return z / norm
+    largest = z.detach().abs().amax(-1, keepdim=True)
+    as_it_is = (largest == 0) | ((norm >= least) & (norm <= most))
+    divisor = torch.where(as_it_is, 1.0, largest)
+    z = _Divided.apply(z, divisor) if z.requires_grad else z / divisor
+    norm = z.norm(dim=-1, keepdim=True)
+    return z / torch.where(norm == 0, 1.0, norm)
+
+
+def _safe_norms(dtype: torch.dtype) -> tuple[float, float]:
+    """Between which bounds neither a norm nor the sum of squares that it comes from is lost."""
+    info = torch.finfo(dtype)
+    if dtype == torch.float16:  # its squares are summed in float32
+        return info.tiny, info.max
+    return info.max**-0.4, info.max**0.4
+
+
+def _all_between(least: float, most: float, x: Tensor) -> bool:
+    """Whether this is known at once: not on a GPU, which would have to be waited for."""
+    if not x.is_cpu or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    try:
+        smallest, largest = x.detach().aminmax()
+        return bool((smallest >= least) & (largest <= most))
+    except RuntimeError:  # no values are to be seen under torch.func.vmap
+        return False
+
+
+class _Divided(torch.autograd.Function):
+    """Rows (..., M) divided by constants (..., 1), with a gradient that does not overflow.
+
+    Where the constant is not 1 it is cut, to less than the dtype holds: as much again may be added
+    for each of several granularities.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, divisor: Tensor) -> Tensor:
+        return z / divisor
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (divisor,) = ctx.saved_tensors
+        most = torch.finfo(grad.dtype).max / 16
+        return torch.where(divisor == 1, grad, (grad / divisor).clamp(-most, most)), None
 
 
 def check_weights(weights: Sequence[float] | None, granularities: Sequence[int]) -> list[float]:

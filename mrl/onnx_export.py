@@ -9,14 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrl.export import Source
 from mrl.files import write_atomically
 from mrl.heads import TiedHead
 from mrl.model import MRLModel
-from mrl.nesting import check_granularities, prefix, truncate
+from mrl.nesting import check_granularities, prefix, truncate, unit
 
 INSTALL = "pip install onnx onnxscript"
 
@@ -60,7 +59,7 @@ class _WidthInput(nn.Module):
         torch._check(m <= self.model.embed_dim)
         # By indices: a slice beyond D would silently give D columns, an index beyond it fails.
         indices = torch.arange(m, device=images.device)
-        return F.normalize(self.model.encode(images).index_select(1, indices), dim=-1)
+        return unit(self.model.encode(images).index_select(1, indices))
 
 
 def export_onnx(

@@ -81,6 +81,38 @@ def test_matryoshka_loss_equals_a_plain_loop(normalize):
         assert torch.allclose(grad, other, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("scale", [0.0, 1e-7, 1e-4, 1.0, 1e4])
+def test_matryoshka_loss_with_a_dead_prefix_is_finite(dtype, scale):
+    torch.manual_seed(0)
+    pair = [torch.randn(N, D).relu() for _ in "ab"]
+    for z in pair:
+        z[:, :2] *= scale
+        z[0], z[1] = 0.0, 6e-8
+    a, b = (z.to(dtype).requires_grad_() for z in pair)
+    total, losses = MatryoshkaLoss(contrastive, [2, D])(a, b)
+    total.backward()
+    wide = [z.detach().double() for z in (a, b)]
+    wanted, _ = MatryoshkaLoss(contrastive, [2, D])(*wide)
+    torch.testing.assert_close(total.detach().double(), wanted, rtol=0.1, atol=0)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert torch.isfinite(a.grad).all() and torch.isfinite(b.grad).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_matryoshka_loss_with_a_dead_prefix_is_finite_under_autocast(dtype):
+    torch.manual_seed(0)
+    encoder = torch.nn.Linear(5, D)
+    with torch.no_grad():
+        encoder.weight[:2] = encoder.bias[:2] = 0.0
+    with torch.autocast("cpu", dtype):
+        a, b = encoder(torch.randn(N, 5)), encoder(torch.randn(N, 5))
+        assert a.dtype == dtype
+        total, _ = MatryoshkaLoss(contrastive, [2, D])(a, b)
+    total.backward()
+    assert torch.isfinite(total) and torch.isfinite(encoder.weight.grad).all()
+
+
 def test_matryoshka_loss_recovers_after_an_exception():
     def fails_once(z, broken=False):
         if broken:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mrl.search.pairs import MIN_NORM, RUN, Metric, rank_in_run, sum_in_runs
+from mrl.search.pairs import RUN, Metric, rank_in_run, sum_in_runs
+from mrl.search.scales import Scale, in_float32
 
 UNIT, BF16_UNIT = 2.0**-24, 2.0**-8  # relative error of one rounding to float32, to bfloat16
 # Of a product in bfloat16, relative to the norms of the columns it is of: roundings of both inputs
@@ -56,17 +57,19 @@ class BankBlock:
         *,
         products: Sequence[int],
         bf16: bool,
+        scale: Scale = 1.0,
     ) -> "BankBlock":
         """``products``: the widths up to which inner products will be wanted, one by one."""
-        rows_BC = bank[start:stop, : widths[-1]].to(device, torch.float32).contiguous()
+        block_BC = bank[start:stop, : widths[-1]]
+        rows_BC = in_float32(block_BC, scale, device).contiguous()
         weight_GB = square_sums(rows_BC, widths)
         if metric == "cosine":
             norm_GB = weight_GB.sqrt_()
-            weight_GB = torch.where(norm_GB < MIN_NORM, 0.0, 1.0 / norm_GB)
-        spare_GB = [
-            _has_equals_before(_compared(rows_BC[:, :m], metric), k) if m <= _TWIN_WIDTH else None
-            for m in widths
-        ]
+            weight_GB = torch.where(norm_GB == 0, 0.0, 1.0 / norm_GB)
+        exact_BC = None
+        if bank.dtype == torch.float64 or scale != 1.0:
+            exact_BC = block_BC[:, :_TWIN_WIDTH].to(device)
+        spare_GB = [_spare(rows_BC[:, :m], exact_BC, k, metric) for m in widths]
         columns_CB = rows_BC[:, : products[-1]].T
         if sum(hi - lo <= _FEW_COLUMNS for lo, hi in pairwise([0, *products])) > 1:
             columns_CB = columns_CB.contiguous()
@@ -147,6 +150,21 @@ def _all_square_sums(x_NC: Tensor) -> Tensor:
     ends_NR = runs_NRC[:, :, -1].double().cumsum(1).float()
     runs_NRC[:, 1:] += ends_NR[:, :-1, None]
     return runs_NRC.flatten(1)[:, :columns]
+
+
+def _spare(x_BM: Tensor, exact_BC: Tensor | None, k: int, metric: Metric) -> Tensor | None:
+    """Which rows (B,) equal k rows before them; None: this was not looked for.
+
+    Args:
+        exact_BC: the rows as they came, where different ones may be equal in float32.
+    """
+    m = x_BM.shape[1]
+    if m > _TWIN_WIDTH:
+        return None
+    spare_B = _has_equals_before(_compared(x_BM, metric), k)
+    if exact_BC is not None and spare_B.any():
+        spare_B = _has_equals_before(_compared(exact_BC[:, :m], metric), k)
+    return spare_B
 
 
 def _compared(x_BM: Tensor, metric: Metric) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mrl.search.blocks import COARSE_ERROR, SQUARES_ERROR, UNIT, BankBlock, error_of_products
 from mrl.search.checks import RowBounds
-from mrl.search.pairs import MIN_NORM, Metric, Pairs, rank_in_run, rank_pairs
+from mrl.search.distances import squared_distances
+from mrl.search.pairs import Metric, Pairs, rank_in_run, rank_pairs
 
 # (row_P, group_P) -> values (P, E) of these groups
 ValuesOf = Callable[[Tensor, Tensor], Tensor]
@@ -53,7 +54,8 @@ def filter_error(
         rest_Q = torch.linalg.vector_norm(queries[:, int(exact) : m].double(), dim=1)
         rest = bounds.rest_share(m, exact) if cosine else 4 * bounds.rest_square(m, exact)
         error_Q = error_Q + COARSE_ERROR * sqrt(rest) * rest_Q
-    return error_Q.float() + torch.finfo(torch.float32).tiny
+    # Inputs, products and squares below float32's range count as 0.
+    return error_Q.float() + (4 * m + 8) * torch.finfo(torch.float32).tiny
 
 
 class CandidatePool:
@@ -74,20 +76,22 @@ class CandidatePool:
         error_Q: Tensor,
         relative: float,
         guess_Q: Tensor | None = None,
+        scale: float = 1.0,
     ) -> None:
         """Nothing is in it at first.
 
         Args:
-            norm_Q: of the queries' prefixes, float64.
+            norm_Q: of the queries' prefixes, times the scale, float64.
             error_Q: of the filter's value, at most.
             relative: the same relative to ``norm_Q`` where it is so small that values will do for
                 scores; else infinite.
             guess_Q: where the k-th best value is thought to be, or somewhat below.
+            scale: for l2, what rows were multiplied by for the filter.
         """
         self.bank, self.queries, self.m, self.k, self.metric = bank, queries, m, k, metric
         self.norm_Q, self.relative = norm_Q, relative
         self.slack_Q = 2 * error_Q
-        self.guess_Q = guess_Q
+        self.guess_Q, self.scale = guess_Q, scale
         shape = (len(queries), 2 * k + 14)
         self.value_QN = torch.full(shape, -torch.inf, device=queries.device)
         few = len(bank) < 2**31  # half the memory, so that more queries go at once
@@ -104,7 +108,7 @@ class CandidatePool:
         # After how many of a query it is sought again: with a good guess it changes little.
         self.patience = max(k // 2, 4) if guess_Q is None else 3 * k
         if metric == "cosine":
-            self._settle(norm_Q < MIN_NORM)
+            self._settle(norm_Q == 0)
 
     def _settle(self, zero_Q: Tensor) -> None:
         """Give these queries the first k of the bank, which score 0, and look no further.
@@ -177,7 +181,10 @@ class CandidatePool:
         self.weight_QN = None
         self.index_QN = index_QK.to(self.index_QN.dtype)
         norm_Q1 = self.norm_Q[:, None]
-        value_QK = score_QK * norm_Q1 if self.metric == "cosine" else score_QK + norm_Q1.square()
+        if self.metric == "cosine":
+            value_QK = score_QK * norm_Q1
+        else:
+            value_QK = norm_Q1.square() - squared_distances(score_QK, self.scale)
         settled_Q1 = (self.best_Q == torch.inf)[:, None]
         self.value_QN = value_QK.float().masked_fill_(settled_Q1, torch.inf)
         self.count_Q.fill_(self.k)

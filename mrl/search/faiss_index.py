@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mrl.search.pairs import MIN_NORM, Metric
+from mrl.nesting import unit
+from mrl.search.pairs import Metric
 
 FAISS_KINDS = ("Flat", "HNSW32", "IVF", "IVFPQ", "OPQ")
 # Options that may be changed after building, and FAISS's names of them.
@@ -211,9 +212,7 @@ def search_faiss(index: Any, queries_QM: Tensor, k: int, metric: Metric) -> tupl
 def to_faiss(x_NM: Tensor, metric: Metric) -> np.ndarray:
     """Rows as FAISS takes them: float32, for cosine of length 1 (zero rows stay zero)."""
     if metric == "cosine":
-        x_NM = x_NM.double()
-        norm_N1 = torch.linalg.vector_norm(x_NM, dim=1, keepdim=True)
-        x_NM = (x_NM / norm_N1).masked_fill_(norm_N1 < MIN_NORM, 0.0)
+        x_NM = unit(x_NM.double())
     return x_NM.float().contiguous().cpu().numpy()
 
 

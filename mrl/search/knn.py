@@ -16,6 +16,7 @@ Shapes: B bank, Q queries, D embedding width, M prefix width, G granularities, K
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -24,12 +25,12 @@ from torch import Tensor
 
 from mrl.nesting import check_granularities
 from mrl.search.block_values import BlockValues, kernel_works
-from mrl.search.blocks import exact_columns
-from mrl.search.checks import check_rows
+from mrl.search.distances import squared_distances
 from mrl.search.inputs import Matrix, as_pair, check_count, check_metric
 from mrl.search.pairs import Metric
+from mrl.search.passes import Comparison, Pass
 from mrl.search.scan import Search
-from mrl.search.scan_plan import choose_plan
+from mrl.search.scan_plan import ScanPlan, choose_plan
 from mrl.search.threads import workers
 
 MIN_BYTES, _CPU_BYTES = 2**20, 256 * 2**20
@@ -52,6 +53,8 @@ def nested_knn(
 
     At granularity m both sides are cut to their first m columns; "cosine" then normalises what is
     left.  Scores are compared as computed in float64; where they are equal the lower index wins.
+    This holds at any scale: no squares are lost to the range of float32 or float64, whichever rows
+    and prefixes are tiny or huge, and only a prefix of zeros has no direction.
 
     Args:
         bank: (B, D) floating point, a tensor or an array, which may be mapped from a file that is
@@ -63,14 +66,15 @@ def nested_knn(
         metric: "cosine" (similarity, descending) or "l2" (squared distance, ascending).
         max_bytes: about how much memory to use besides the inputs and the result; default 256 MiB,
             on a GPU a quarter of what is free there. The answer does not depend on it.
-        allow_zero: for cosine, score a prefix of norm below 1e-12 as 0 against everything (as
-            ``F.normalize`` does) instead of refusing it.
+        allow_zero: for cosine, score a prefix of zeros as 0 against everything instead of refusing
+            it.
         progress: show a progress bar over the blocks of the bank (needs tqdm).
 
     Returns:
         ``(scores, indices)``, each (G, Q, k), best first; scores float32 (float64 for float64
         input), indices int64.  Scores are good to 3e-5 at worst ("l2": relative), and only their
-            last digits depend on how the search is split up.
+            last digits depend on how the search is split up.  Squared distances that their dtype
+            cannot hold are given as 0 or infinity, in the right order all the same.
 
     Raises:
         ValueError: naming which of bank or queries, the row and the width, for NaN, infinities or
@@ -85,37 +89,40 @@ def nested_knn(
     if max_bytes < MIN_BYTES:
         raise ValueError(f"max_bytes must be at least {MIN_BYTES}, got {max_bytes}")
     widths = check_granularities(granularities, bank.shape[1])
-    nonzero = metric == "cosine" and not allow_zero
     with _full_float32(), workers(queries.is_cuda) as pool:
-        check_rows("queries", queries, widths, nonzero=nonzero, workers=pool)
-        exact = exact_columns(widths, bf16=True)
-        bounds = check_rows("bank", bank, widths, nonzero=nonzero, workers=pool, exact=exact)
-        plan = choose_plan(bank, queries, widths, k, metric)
-        device = queries.device
-        values = BlockValues(device, bf16=plan.bf16, kernel=kernel_works(device))
-        search = Search(bank, device, k, metric, max_bytes, values, bounds, pool)
-        batches = search.batches(queries, widths, plan.start)
+        passes = Comparison(bank, queries, metric, allow_zero, pool).passes(widths)
+        searches = [_search(bank, each, k, metric, max_bytes, pool) for each in passes]
         scores = queries.new_empty(
             len(widths), len(queries), k, dtype=torch.promote_types(queries.dtype, torch.float32)
         )
         indices = torch.empty_like(scores, dtype=torch.int64)
-        passes = len(batches) * (1 if plan.start is None else 2)
-        with _bar(progress, passes * len(bank)) as search.bar:
-            first = 0
-            for batch in batches:
-                rows = slice(first, first := first + len(batch))
-                found, indices[:, rows] = (
-                    search.scan(batch, widths)
-                    if plan.start is None
-                    else search.refine(batch, widths, plan.start)
-                )
-                scores[:, rows] = in_units_of(metric, found, queries.dtype)
+        looks = sum(search.looks(each) for search, each in zip(searches, passes, strict=True))
+        with _bar(progress, looks * len(bank)) as bar:
+            for search, each in zip(searches, passes, strict=True):
+                search.bar = bar
+                places = [widths.index(m) for m in each.widths]
+                for rows, found, index in search.nearest(each):
+                    scores[places, rows] = in_units_of(metric, found, queries.dtype)
+                    indices[places, rows] = index
     return scores, indices
+
+
+def _search(
+    bank: Tensor, each: Pass, k: int, metric: Metric, max_bytes: int, pool: ThreadPoolExecutor
+) -> Search:
+    device, plan = each.queries.device, ScanPlan(None, False)
+    if each.scale == 1.0:
+        plan = choose_plan(bank, each.queries, each.widths, k, metric)
+    values = BlockValues(device, bf16=plan.bf16, kernel=kernel_works(device))
+    return Search(
+        bank, device, k, metric, max_bytes, values, each.bounds, pool, each.scale, plan.start
+    )
 
 
 def in_units_of(metric: Metric, score: Tensor, dtype: torch.dtype | np.dtype) -> Tensor:
     """Float64 scores, larger is nearer, as they are given out: distances for l2, in float32."""
-    score = -score if metric == "l2" else score
+    if metric == "l2":
+        score = squared_distances(score)
     return score if dtype in (torch.float64, np.float64) else score.float()
 
 

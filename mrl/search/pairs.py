@@ -13,12 +13,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mrl.search.distances import beyond_squares, scores_of_differences
+from mrl.search.scales import scaled
+
 Metric = Literal["cosine", "l2"]
-MIN_NORM = 1e-12  # shorter prefixes count as zero for cosine; the same limit as F.normalize
 _CACHE_BYTES = 2**20  # of one operand: what is summed at once stays in a core's cache
 _QUERY_BYTES = 2**22  # the same of one query's pairs: threads wait for Python between many steps
 _LONG, _MANY_PAIRS = 128, 16  # columns, pairs per query
 RUN = 32  # columns whose sum is one float32 number
+_SAFE_NORMS = 2.0**-300, 2.0**300  # in float64
 _MANY_WIDTHS = 8  # in one run of columns; from here on one cumulative sum is cheaper than many
 
 
@@ -83,7 +86,7 @@ def scores_of(sums: tuple[Tensor, ...], norm_PW: Tensor, metric: Metric) -> Tens
         return sums[0].neg()
     inner_PW, square_PW = sums
     size_PW = square_PW.sqrt()
-    zero_PW = (size_PW < MIN_NORM) | (norm_PW < MIN_NORM)
+    zero_PW = (size_PW == 0) | (norm_PW == 0)
     return (inner_PW / (size_PW * norm_PW)).masked_fill_(zero_PW, 0.0)
 
 
@@ -92,6 +95,9 @@ def pair_scores(pairs: Pairs, m: int, norm_Q: Tensor) -> Tensor:
 
     For cosine both are normalised before they are multiplied, so that parallel rows along an axis,
     which ReLU makes many of at small widths, score exactly the same.
+
+    They are right at any scale: where sums of squares may have left float64's range, rows are
+    scaled first, and distances become scores as :mod:`mrl.search.distances` says.
     """
     score_P = norm_Q.new_empty(len(pairs))
     for run, q_PM, x_PM in _rows_of(pairs, 0, m, torch.float64):
@@ -100,9 +106,41 @@ def pair_scores(pairs: Pairs, m: int, norm_Q: Tensor) -> Tensor:
             continue
         norm_P, size_P = norm_Q[pairs.query[run]], x_PM.square().sum(1).sqrt_()
         cosine_P = x_PM.div_(size_P[:, None]).mul_(q_PM / norm_P[: len(q_PM), None]).sum(1)
-        zero_P = (size_P < MIN_NORM) | (norm_P < MIN_NORM)
-        score_P[run] = cosine_P.masked_fill_(zero_P, 0.0)
+        doubtful_P = _doubtful(size_P) | _doubtful(norm_P)
+        score_P[run] = cosine_P.masked_fill_(doubtful_P, torch.nan)
+    if pairs.metric == "cosine":
+        doubtful_P = score_P.isnan()
+    elif pairs.bank.dtype == torch.float64:
+        doubtful_P = beyond_squares(score_P)
+    else:  # squares of narrower types are in float64's range
+        return score_P
+    if doubtful_P.any():
+        score_P[doubtful_P] = _scores_at_any_scale(pairs[doubtful_P], m)
     return score_P
+
+
+def _doubtful(norm: Tensor) -> Tensor:
+    """Which float64 norms are 0 or such that squares may have left the range."""
+    return ~((norm >= _SAFE_NORMS[0]) & (norm <= _SAFE_NORMS[1]))
+
+
+def _scores_at_any_scale(pairs: Pairs, m: int) -> Tensor:
+    score_P = torch.empty(len(pairs), dtype=torch.float64, device=pairs.queries.device)
+    for run, q_PM, x_PM in _rows_of(pairs, 0, m, torch.float64):
+        if pairs.metric == "l2":
+            score_P[run] = scores_of_differences(x_PM.sub_(q_PM))
+            continue
+        q_PM, x_PM = scaled(q_PM, None), scaled(x_PM, None)
+        norm_P1, size_P = prefix_norms(q_PM, [m]), x_PM.square().sum(1).sqrt_()
+        cosine_P = x_PM.div_(size_P[:, None]).mul_(q_PM / norm_P1).sum(1)
+        score_P[run] = cosine_P.nan_to_num_(nan=0.0)  # rows of zeros
+    return score_P
+
+
+def prefix_norms(x: Tensor, widths: Sequence[int]) -> Tensor:
+    """Norms of the prefixes of a few rows, float64 (N, W)."""
+    square_NC = x[:, : widths[-1]].double().square().cumsum(1)
+    return square_NC[:, [m - 1 for m in widths]].sqrt_()
 
 
 def _rows_of(
@@ -151,7 +189,7 @@ def rank_pairs(
         weight_P: for cosine 1 / |x| of the bank's rows in float32, 0 for a zero prefix, if known.
     """
     num_queries = len(pairs.queries)
-    if pairs.bank.dtype == torch.float64:
+    if torch.float64 in (pairs.bank.dtype, pairs.queries.dtype):
         score_P = pair_scores(pairs, m, norm_Q)
     else:
         score_P, error_P = known or _float32_scores(pairs, m, norm_Q, weight_P)
@@ -182,8 +220,9 @@ def _float32_scores(
     # Of each factor a rounding or two, and RUN of a run's sum: relative to the product of the
     # norms for cosine (half of it again for the bank's norm), to the squared distance for l2.
     relative = 2 * (RUN + 4) * 2.0**-24
-    size_P = torch.ones_like(score_P) if pairs.metric == "cosine" else -score_P
-    return score_P, size_P * relative
+    if pairs.metric == "cosine":
+        return score_P, torch.full_like(score_P, relative)
+    return score_P, -score_P * relative + m * torch.finfo(torch.float32).tiny  # squares that vanish
 
 
 def sum_in_runs(x_PM: Tensor) -> Tensor:

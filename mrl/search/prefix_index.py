@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mrl.nesting import check_granularities
-from mrl.search.checks import check_rows
+from mrl.search.checks import RowBounds, check_rows
 from mrl.search.faiss_index import (
     SEARCH_OPTIONS,
     build_faiss,
@@ -28,9 +28,13 @@ from mrl.search.index_files import bank_hash, file_hash, new_folder, read_manife
 from mrl.search.inputs import Matrix, as_matrix, check_count, check_metric
 from mrl.search.knn import nested_knn
 from mrl.search.pairs import Metric
+from mrl.search.scales import in_float32
 
 Kind = Literal["exact", "Flat", "HNSW32", "IVF", "IVFPQ", "OPQ"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_LEAST_SQUARE, _MOST_SQUARE = 1e-30, 1e37  # of norms; sums of float32 squares stay in its range
+_COPY_ROWS = 4096
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -78,7 +82,8 @@ class PrefixIndex:
 
         Raises:
             ValueError: for a width, kind, metric or options that do not fit the bank; for NaN,
-                infinities or all-zero prefixes, naming the row. All before anything is built.
+                infinities or all-zero prefixes, naming the row; for l2, if the rows are so short or
+                so long that float32 cannot hold what is kept. All before anything is built.
             TypeError: if the bank is no floating-point array.
             ImportError: if FAISS is needed and missing.
         """
@@ -91,9 +96,10 @@ class PrefixIndex:
             import_faiss()
         options = options_of(kind, len(bank), dim, options)
         prefixes = bank[:, :dim]
-        check_rows("bank", bank, [dim], nonzero=metric == "cosine" and not allow_zero)
+        bounds = check_rows("bank", bank, [dim], nonzero=metric == "cosine" and not allow_zero)
+        _check_squares("bank", prefixes, bounds, kind, metric)
         if kind == "exact":
-            content = bank.new_empty(prefixes.shape, dtype=torch.float32).copy_(prefixes)
+            content = _kept(prefixes, bounds, metric)
         else:
             content = build_faiss(prefixes, kind, metric, options, seed)
         return cls(
@@ -131,15 +137,21 @@ class PrefixIndex:
             )
         check_count("k", k, self.num_items, "the items of the index")
         queries = queries[:, : self.dim]
-        check_rows(
+        bounds = check_rows(
             "queries", queries, [self.dim], nonzero=self.metric == "cosine" and not allow_zero
         )
+        _check_squares("queries", queries, bounds, self.kind, self.metric)
         if self.kind != "exact":
             return search_faiss(self.content, queries, k, self.metric)
         # Zero prefixes were refused above, or are wanted.
         options = {"allow_zero": True, "progress": progress}
         scores, indices = nested_knn(
-            self.content, queries.to(self.content), [self.dim], k, self.metric, **options
+            self.content,
+            _kept(queries, bounds, self.metric).to(self.content.device),
+            [self.dim],
+            k,
+            self.metric,
+            **options,
         )
         return scores[0].to(queries.device), indices[0].to(queries.device)
 
@@ -245,6 +257,31 @@ class PrefixIndex:
                 f"{folder} is an index of another bank: this one has the same shape but other "
                 f"values or another type ({bank.dtype})"
             )
+
+
+def _kept(x_NM: Tensor, bounds: RowBounds, metric: Metric) -> Tensor:
+    """A copy of prefixes in float32; for cosine at other scales where float32 ends."""
+    beyond = metric == "cosine" and x_NM.dtype == torch.float64 and bounds.misfits
+    copy = x_NM.new_empty(x_NM.shape, dtype=torch.float32)
+    for start in range(0, len(x_NM), _COPY_ROWS):
+        rows = slice(start, start + _COPY_ROWS)
+        copy[rows] = in_float32(x_NM[rows], None if beyond else 1.0, x_NM.device)
+    return copy
+
+
+def _check_squares(name: str, x_NM: Tensor, bounds: RowBounds, kind: Kind, metric: Metric) -> None:
+    """Refuse what an index for l2 cannot hold; only "exact" searches float32 rows at any scale."""
+    if metric == "cosine" or (kind == "exact" and x_NM.dtype != torch.float64):
+        return
+    largest = bounds.largest(x_NM.shape[1])
+    too_long = not largest <= _MOST_SQUARE
+    too_short = name == "bank" and largest < _LEAST_SQUARE and bool(x_NM.any())
+    if too_long or too_short:
+        raise ValueError(
+            f"the longest row of {name} is too {'long' if too_long else 'short'} for squared "
+            f"distances in float32, in which an index of kind {kind!r} works: multiply bank and "
+            f"queries by one number"
+        )
 
 
 def _facts() -> list[str]:

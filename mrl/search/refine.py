@@ -14,7 +14,7 @@ Shapes: B bank rows of a block, Q queries, W widths, J stages, P pairs, K neighb
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -23,7 +23,16 @@ from torch import Tensor
 
 from mrl.search.blocks import BankBlock
 from mrl.search.candidates import ValuesOf, above
-from mrl.search.pairs import Metric, Pairs, best_of_each, running_sums, scores_of
+from mrl.search.distances import beyond_squares
+from mrl.search.pairs import (
+    Metric,
+    Pairs,
+    best_of_each,
+    pair_scores,
+    prefix_norms,
+    running_sums,
+    scores_of,
+)
 
 _MARGIN = 1e-4  # relative; on top of bounds, for the rounding of float32 norms
 _ODD = 0.5  # a bank row that has less than this part of the usual ratio is kept without a look
@@ -94,7 +103,8 @@ class Survivors:
             worst_QW[:, lo:hi].amax(1) if hi > lo else worst_QW.new_full((len(worst_QW),), -1.0)
             for lo, hi in pairwise([0, *last_J])
         ]
-        return torch.stack(parts, 1).mul_(1 + _MARGIN).add_(1e-9 * (self.metric == "cosine"))
+        least = 1e-9 if self.metric == "cosine" else 1e-300  # squares that vanish
+        return torch.stack(parts, 1).mul_(1 + _MARGIN).add_(least)
 
     def _pairs(self, row_P: Tensor, index_P: Tensor) -> Pairs:
         return Pairs(self.bank, self.queries, self.metric, row_P, index_P)
@@ -183,10 +193,21 @@ class Survivors:
             if w.start < w.stop:
                 some = tuple(part[:, : w.stop - w.start] for part in several)
                 score_PW = scores_of(some, self.norm_QW[:, w][pairs.query], self.metric)
+                self._put_right(score_PW, pairs, w)
                 scores[w], indices[w] = best_of_each(
                     pairs.query - first, pairs.item, score_PW, last - first, self.k
                 )
         return scores, indices
+
+    def _put_right(self, score_PW: Tensor, pairs: Pairs, w: slice) -> None:
+        """What sums of squares that vanished in float64 should have been, at the widths ``w``."""
+        if self.metric == "cosine" or self.bank.dtype != torch.float64:
+            return
+        doubtful_PW = beyond_squares(score_PW)
+        for column in doubtful_PW.any(0).nonzero()[:, 0].tolist():
+            those_P = doubtful_PW[:, column]
+            m = self.stages.widths[w.start + column]
+            score_PW[those_P, column] = pair_scores(pairs[those_P], m, self.norm_Q)
 
     def _within_reach(
         self, row: Tensor, sums: tuple[Tensor, ...], norm_PJ: Tensor, j: int
@@ -202,9 +223,3 @@ class Survivors:
             reach_PJ = reach_PJ * self.norm_QJ[row, j:] * norm_PJ[:, j:]
             distance_P = distance_P * here_P
         return (distance_P[:, None] <= reach_PJ * (1 + _MARGIN)).any(1)
-
-
-def prefix_norms(x: Tensor, widths: Sequence[int]) -> Tensor:
-    """Norms of the prefixes of a few rows, float64 (N, W)."""
-    square_NC = x[:, : widths[-1]].double().square().cumsum(1)
-    return square_NC[:, [m - 1 for m in widths]].sqrt_()

@@ -9,13 +9,16 @@ from torch import Tensor
 
 from mrl.nesting import check_granularities
 from mrl.search.checks import check_rows
+from mrl.search.distances import squared_distances, unusable
 from mrl.search.inputs import Matrix, as_pair, check_count, check_metric
-from mrl.search.pairs import MIN_NORM, Metric, Pairs, pair_scores
+from mrl.search.pairs import Metric, Pairs, pair_scores
+from mrl.search.scales import scaled
 from mrl.search.threads import workers
 
 _BLOCK, _CUDA_BLOCK = 128, 512  # queries that a thread takes at once
 _SCRATCH, _CUDA_SCRATCH = 2**21, 2**28  # bytes of float32 rows; on a CPU about what its cache holds
 _UNIT = 2.0**-24  # relative error of one float32 rounding
+_LEAST_NORM, _MOST_NORM = 2.0**-40, 2.0**50  # whose squares are good in float32
 _TINY = 1e-34  # more than what thousands of squares below the smallest float32 add up to
 
 
@@ -31,8 +34,8 @@ def rerank(
 ) -> tuple[Tensor, Tensor]:
     """The best ``k`` of each query's candidates by the first ``dim`` columns.
 
-    Compared are scores in float64, as nested_knn computes them, so equal rows tie whatever stands
-    beside them.  Scratch memory of each thread is a few MiB.
+    Compared are scores in float64, as nested_knn computes them, at any scale of the rows, so equal
+    rows tie whatever stands beside them.  Scratch memory of each thread is a few MiB.
 
     Args:
         bank: (B, D) floating point, tensor or numpy array (memory maps too); not modified.
@@ -58,7 +61,10 @@ def rerank(
     check_metric(metric)
     candidates_QK = _checked_candidates(candidates, bank, queries)
     check_count("k", k, candidates_QK.shape[1], "the candidates of each query")
-    check_rows("queries", queries, [dim], nonzero=metric == "cosine" and not allow_zero)
+    bounds = check_rows("queries", queries, [dim], nonzero=metric == "cosine" and not allow_zero)
+    asked = queries[:, :dim]
+    if metric == "cosine" and bounds.misfits:
+        asked = scaled(asked.double(), None)
 
     shape = (len(queries), k)
     scores = bank.new_empty(shape, dtype=torch.promote_types(bank.dtype, torch.float32))
@@ -71,13 +77,14 @@ def rerank(
         block = slice(start, start + step)
         score_NK, index_NK = _ranked(
             bank[:, :dim],
-            queries[block, :dim],
+            asked[block],
             _in_bank_order(candidates_QK[block], start, len(bank)),
             k,
             metric,
             allow_zero,
         )
-        scores[block], indices[block] = (-score_NK if metric == "l2" else score_NK), index_NK
+        scores[block] = squared_distances(score_NK) if metric == "l2" else score_NK
+        indices[block] = index_NK
 
     with workers(bank.is_cuda) as pool:
         for _ in pool.map(work, range(0, len(queries), step)):
@@ -125,31 +132,37 @@ def _ranked(
 
     A float32 value tells which candidates cannot be among them; the others are scored in float64.
     """
-    value_NK = _values(bank_BM, queries_NM, index_NK, metric, allow_zero)
-    none_NK = index_NK < 0
-    bad_NK = ~(value_NK.isfinite() | none_NK)
-    if bad_NK.any():  # the queries were checked
-        raise _row_fault(bank_BM, int(index_NK[bad_NK].min()), metric)
-    value_NK.masked_fill_(none_NK, -torch.inf)
     norm_N1 = torch.linalg.vector_norm(queries_NM.double(), dim=1, keepdim=True)
+
+    def scores_of(row_P: Tensor, column_P: Tensor) -> Tensor:
+        pairs = Pairs(bank_BM, queries_NM, metric, row_P, index_NK[row_P, column_P])
+        return pair_scores(pairs, bank_BM.shape[1], norm_N1[:, 0])
+
+    value_NK = _values(bank_BM, queries_NM, index_NK, metric)
+    none_NK = index_NK < 0
+    odd_NK = unusable(value_NK) & ~none_NK
+    if odd_NK.any():  # a filter in float32 says nothing about these
+        _refuse_faults(bank_BM, index_NK[odd_NK], metric, allow_zero)
+        row_P, column_P = odd_NK.nonzero(as_tuple=True)
+        size_P = norm_N1[row_P, 0] if metric == "cosine" else 1.0
+        value_NK = value_NK.double()
+        value_NK[row_P, column_P] = scores_of(row_P, column_P) * size_P
+    value_NK.masked_fill_(none_NK, -torch.inf)
     last_N1 = value_NK.topk(k, dim=1).values[:, -1:]
     size_N1 = norm_N1 if metric == "cosine" else -last_N1  # the error of a sum of squares is
     # relative, so that one bound holds for all that are as near as the last or nearer.
     slack_N1 = (4 * bank_BM.shape[1] + 40) * _UNIT * size_N1.to(value_NK) + _TINY
     row_P, column_P = ((value_NK >= last_N1 - slack_N1) & ~none_NK).nonzero(as_tuple=True)
     score_NK = torch.full(index_NK.shape, -torch.inf, dtype=torch.float64, device=bank_BM.device)
-    near = Pairs(bank_BM, queries_NM, metric, row_P, index_NK[row_P, column_P])
-    score_NK[row_P, column_P] = pair_scores(near, bank_BM.shape[1], norm_N1[:, 0])
+    score_NK[row_P, column_P] = scores_of(row_P, column_P)
     score_NK, order_NK = score_NK.sort(dim=1, descending=True, stable=True)
     return score_NK[:, :k], index_NK.gather(1, order_NK[:, :k])
 
 
-def _values(
-    bank_BM: Tensor, queries_NM: Tensor, index_NK: Tensor, metric: Metric, allow_zero: bool
-) -> Tensor:
+def _values(bank_BM: Tensor, queries_NM: Tensor, index_NK: Tensor, metric: Metric) -> Tensor:
     """What orders each query's candidates as the metric does, float32 (N, K), larger is nearer.
 
-    <q, x> / |x|, NaN where x is a zero prefix and none is allowed; or -|q - x|^2.
+    <q, x> / |x|, NaN where float32 does not hold |x| well or it is 0; or -|q - x|^2.
     """
     dtype = torch.promote_types(bank_BM.dtype, torch.float32)
     queries_N1M = queries_NM.to(dtype)[:, None]
@@ -168,17 +181,20 @@ def _values(
                 value_NK[block] = x_NKM.sub_(q_N1M).square_().sum(2).neg_()
                 continue
             size_NK = torch.linalg.vector_norm(x_NKM, dim=2)
-            zero_NK = size_NK < MIN_NORM
+            odd_NK = ~((size_NK >= _LEAST_NORM) & (size_NK <= _MOST_NORM))
             inner_NK = x_NKM.mul_(q_N1M).sum(2).div_(size_NK)
-            value_NK[block] = inner_NK.masked_fill_(zero_NK, 0.0 if allow_zero else torch.nan)
+            value_NK[block] = inner_NK.masked_fill_(odd_NK, torch.nan)
     return value_NK
 
 
-def _row_fault(bank_BM: Tensor, row: int, metric: Metric) -> ValueError:
-    try:
-        check_rows(
-            "bank", bank_BM[[row]], [bank_BM.shape[1]], nonzero=metric == "cosine", first_row=row
-        )
-    except ValueError as error:
-        return error
-    return ValueError(f"bank row {row} has values too large for float32: scale the data down")
+def _refuse_faults(bank_BM: Tensor, index_P: Tensor, metric: Metric, allow_zero: bool) -> None:
+    """Name the first of these bank rows that has NaN, infinities, or no direction."""
+    rows = index_P.unique()
+    x_PM = bank_BM.index_select(0, rows)
+    wrong_P = ~x_PM.isfinite().all(1)
+    if metric == "cosine" and not allow_zero:
+        wrong_P |= (x_PM == 0).all(1)
+    if wrong_P.any():
+        row = int(rows[wrong_P][0])
+        nonzero = metric == "cosine"
+        check_rows("bank", bank_BM[[row]], [bank_BM.shape[1]], nonzero=nonzero, first_row=row)

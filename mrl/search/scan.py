@@ -4,7 +4,7 @@ Shapes: B bank rows of a block, Q queries, D embedding width, G widths, K neighb
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import ceil, inf, sqrt
@@ -16,8 +16,10 @@ from mrl.search.block_values import BlockValues
 from mrl.search.blocks import BankBlock, exact_columns
 from mrl.search.candidates import CandidatePool, filter_error, relative_error
 from mrl.search.checks import RowBounds
-from mrl.search.pairs import Metric
-from mrl.search.refine import Stages, Survivors, prefix_norms
+from mrl.search.pairs import Metric, prefix_norms
+from mrl.search.passes import Pass
+from mrl.search.refine import Stages, Survivors
+from mrl.search.scales import Scale
 
 # At most, where the memory allows it. On a GPU each step must be worth starting.
 _BLOCK_ROWS, _CHUNK_QUERIES, _BATCH_QUERIES = 2048, 256, 2048
@@ -46,17 +48,31 @@ class Search:
     values: BlockValues
     bounds: RowBounds
     workers: ThreadPoolExecutor
+    scale: Scale = 1.0  # of bank rows in the filter
+    start: int | None = None  # the width to :meth:`refine` from; None: scan all
     bar: Callable[[int], object] = lambda rows: None
 
-    def batches(
-        self, queries: Tensor, widths: Sequence[int], start: int | None
-    ) -> tuple[Tensor, ...]:
-        """Queries that go through the bank together: their candidates take 1/4 of the memory.
+    def looks(self, each: Pass) -> int:
+        """How often the bank is gone through."""
+        return len(self._batches(each)) * (1 if self.start is None else 2)
 
-        Args:
-            start: as for :meth:`refine`, or None for :meth:`scan`.
+    def nearest(self, each: Pass) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Some queries at a time: which, and the k best of them at each width.
+
+        Scores, float64, larger is nearer, and indices, each (G, Q, K).
         """
-        scanned = len(widths) if start is None else 1 + bisect_right(widths, start)
+        first = 0
+        for batch in self._batches(each):
+            rows = slice(first, first := first + len(batch))
+            if self.start is None:
+                yield rows, *self.scan(batch, each.widths)
+            else:
+                yield rows, *self.refine(batch, each.widths, self.start)
+
+    def _batches(self, each: Pass) -> tuple[Tensor, ...]:
+        """Queries that go through the bank together: their candidates take 1/4 of the memory."""
+        queries, widths = each.queries, each.widths
+        scanned = len(widths) if self.start is None else 1 + bisect_right(widths, self.start)
         a_query = _NEIGHBOUR_BYTES * scanned * (self.k + 14) + _WIDTH_BYTES * len(widths)
         most = _CUDA_BATCH_QUERIES if self.device.type == "cuda" else _BATCH_QUERIES
         most = max(1, min(most, self.max_bytes // 4 // a_query))
@@ -111,7 +127,7 @@ class Search:
         self, chunks: Sequence[Tensor], columns: int
     ) -> tuple[list[Tensor], list[Tensor | None]]:
         """The first columns in float32, and in bfloat16 if products use it."""
-        floats = [chunk[:, :columns].float() for chunk in chunks]
+        floats = [self._scaled(chunk[:, :columns]).float() for chunk in chunks]
         return floats, [x.bfloat16() if self.values.bf16 else None for x in floats]
 
     def _nearest(
@@ -178,7 +194,7 @@ class Search:
     def _empty_pools(
         self, widths: Sequence[int], chunk: Tensor, guesses: Sequence[Tensor | None]
     ) -> list[CandidatePool]:
-        norm_QG = prefix_norms(chunk, widths)
+        norm_QG = prefix_norms(self._scaled(chunk), widths)
         precise_to = exact_columns(widths, self.values.bf16) if self.metric == "cosine" else 0
         return [
             CandidatePool(
@@ -191,9 +207,14 @@ class Search:
                 self._error(m, widths, chunk, norm_QG[:, g]),
                 relative_error(m, widths) if m <= precise_to else inf,
                 guesses[g],
+                self.scale or 1.0,
             )
             for g, m in enumerate(widths)
         ]
+
+    def _scaled(self, queries: Tensor) -> Tensor:
+        """As the filter takes them; those with a scale of their own come scaled already."""
+        return queries if self.scale in (None, 1.0) else queries.double() * self.scale
 
     def _error(self, m: int, widths: Sequence[int], queries: Tensor, norm_Q: Tensor) -> Tensor:
         exact = exact_columns(widths, self.values.bf16)
@@ -231,6 +252,7 @@ class Search:
                 self.device,
                 products=products,
                 bf16=self.values.bf16,
+                scale=self.scale,
             )
 
         starts = range(0, len(self.bank), size)

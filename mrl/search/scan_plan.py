@@ -13,12 +13,13 @@ from torch import Tensor
 
 from mrl.precision import has_bf16
 from mrl.search.blocks import COARSE_ERROR, WIDE_COLUMNS, error_of_products, exact_columns
-from mrl.search.pairs import MIN_NORM, Metric
+from mrl.search.pairs import Metric
 
 _QUERIES, _ROWS = 32, 4096  # of the sample, at most; and of the bank at most a quarter
 _SMALL_BANK = 2048  # needs no plan
 _NARROWEST = 16
 _MOST_WIDTHS = 12  # at which the sample is compared
+_LEAST_SIZE = 1e-12  # of |q| |x|: nothing is divided by 0; what is so short is judged roughly
 
 # Costs for each pair of query and bank row, in multiply-adds of a float32 matrix product (measured
 # on an x86 CPU with AVX-512: 0.02 ns each).
@@ -145,7 +146,7 @@ def _distances(
         square_Q += q.square().sum(1, keepdim=True)
         square_B += x.square().sum(1)
         squares[hi] = square_Q.clone(), square_B.clone()
-        size[hi] = (square_Q * square_B).sqrt().clamp(min=MIN_NORM)
+        size[hi] = (square_Q * square_B).sqrt().clamp(min=_LEAST_SIZE)
         if metric == "l2":
             distance[hi] = square_Q + square_B - 2 * inner
         else:

@@ -12,8 +12,7 @@ from torch import Tensor
 from mrl.distributed import gather_objects
 from mrl.search.inputs import Matrix, as_pair, check_count
 from mrl.search.knn import in_units_of, nested_knn
-from mrl.search.pairs import Metric, Pairs, pair_scores
-from mrl.search.refine import prefix_norms
+from mrl.search.pairs import Metric, Pairs, pair_scores, prefix_norms
 
 
 @torch.no_grad()

@@ -4,9 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrl.config import ClassifyConfig, InterpolationConfig, KnnConfig
-from mrl.evaluation import classify, interpolation, knn
-from mrl.evaluation.contract import Features
+from mrl.config import (
+    ClassifyConfig,
+    InterpolationConfig,
+    KnnConfig,
+    RetrievalConfig,
+    TruncationConfig,
+)
+from mrl.evaluation import classify, interpolation, knn, retrieval, truncation
+from mrl.evaluation.contract import Features, Widths
 from mrl.heads import NestedHead, TiedHead
 
 
@@ -54,6 +60,35 @@ def test_fixed_feature_model_is_judged_at_its_one_width() -> None:
     assert [s.granularity for s in knn.run(BANK, QUERIES, head, KnnConfig(k=[1]))] == [4]
     cfg = InterpolationConfig(widths=[8])
     assert list(interpolation.run(BANK, QUERIES, head, cfg)) == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "powers"),
+    [(torch.float32, [-100, -46, 0, 70]), (torch.float64, [-900, -46, 0, 900])],
+)
+def test_no_answer_depends_on_the_scale_of_embeddings(
+    dtype: torch.dtype, powers: list[int]
+) -> None:
+    head = TiedHead(16, 5, [2, 4, 16])
+    usual = [Features(part.z.to(dtype), part.labels) for part in (BANK, QUERIES)]
+    scales = torch.tensor(powers, dtype=dtype).exp2()
+    timeless = RetrievalConfig(shortlist=20, ks=[5, 10], timed_queries=0)
+
+    def answers(bank: Features, queries: Features) -> list[float]:
+        runs = [
+            knn.run(bank, queries, head, KnnConfig(k=[1, 5])),
+            knn.knn_scores(bank, queries, [3, 8], [1]),  # what interpolation asks
+            retrieval.run(bank, queries, head, timeless),
+            truncation.run(bank, queries, Widths(16, [2, 4, 16]), TruncationConfig(k=5)),
+        ]
+        return [score.value for run in runs for score in run]
+
+    for shift in range(len(powers)):  # each row at a scale of its own
+        scaled = []
+        for part in usual:
+            own = scales[(torch.arange(len(part)) + shift) % len(scales)]
+            scaled.append(Features(part.z * own[:, None], part.labels))
+        assert answers(*scaled) == answers(*usual)
 
 
 def test_labels_above_2048_are_exact() -> None:

@@ -209,6 +209,44 @@ def test_zero_prefixes(kind: str) -> None:
     assert (scores[3] == 0).all() and (scores[indices == 7] == 0).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [1e-200, 1e-40, 1e-14, 1e25, 1e200])
+def test_cosine_does_not_depend_on_scales(kind: str, scale: float) -> None:
+    bank, queries = BANK.double(), QUERIES.double()
+    index = build(kind, bank=bank)
+    bank[::3] *= scale
+    scores, indices = build(kind, bank=bank).search(scale * queries, 5)
+    wanted_scores, wanted = index.search(queries, 5)
+    assert share_found(indices, wanted) > 0.99
+    torch.testing.assert_close(scores, wanted_scores, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-25, 1e20, 1e30])
+def test_exact_l2_index_at_any_scale_of_float32(scale: float) -> None:
+    bank, queries = scale * BANK, scale * QUERIES
+    found = build("exact", "l2", bank).search(queries, 5)
+    wanted = mrl.nested_knn(bank, queries, [8], 5, "l2")
+    assert torch.equal(found[0], wanted[0][0]) and torch.equal(found[1], wanted[1][0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "bank", "queries", "message"),
+    [
+        ("Flat", 1e-20 * BANK, None, "longest row of bank is too short for squared distances"),
+        ("Flat", 1e20 * BANK, None, "longest row of bank is too long .* multiply bank and queries"),
+        ("exact", 1e-60 * BANK.double(), None, "bank is too short .* kind 'exact'"),
+        ("exact", 1e60 * BANK.double(), None, "bank is too long"),
+        ("Flat", BANK, 1e20 * QUERIES, "queries is too long"),
+        ("exact", BANK.double(), 1e60 * QUERIES.double(), "queries is too long"),
+    ],
+)
+def test_l2_that_float32_cannot_hold_is_refused(
+    kind: str, bank: Tensor, queries: Tensor | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(kind, "l2", bank).search(queries, 5)
+
+
 def test_bad_searches() -> None:
     index = build("exact")
     with pytest.raises(ValueError, match="queries have width 9, .* first 8 of 12 columns"):
