@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mrl.distributed import TIMEOUT, Ranks
+from mrl.distributed import TIMEOUT, RankLostError, Ranks
 
 # SIGTERM: preemption, or torchrun's own end. SIGUSR1: SLURM's --signal, some time before the end.
 # SIGUSR2: the same from submitit, whose handler then puts the job back into the queue.
@@ -131,21 +131,27 @@ def orderly_end(advice: str) -> Iterator[None]:
     Args:
         advice: what to do then, the end of that line.
     """
-    _take_signals(advice)
+    ending = _take_signals(advice)
     try:
         yield
     except StoppedError as stopped:
+        if isinstance(stopped.__context__, RankLostError):  # a launcher stops those that are left
+            sys.exit(f"error: {stopped.__context__}")
         print(f"{stopped}; {advice}", file=sys.stderr)
         # torchrun would start a failed run again at once, on a machine that is to be left.
         sys.exit(0 if "TORCHELASTIC_RUN_ID" in os.environ else 128 + stopped.signal_number)
     except KeyboardInterrupt:
         sys.exit(f"interrupted; {advice}")
+    except BaseException:  # an error, which a signal must not keep from being told
+        ending.under_way = True
+        raise
 
 
-def _take_signals(advice: str) -> None:
+def _take_signals(advice: str) -> _Ending:
     """For good: the handlers stay while the process ends."""
-    if isinstance(signal.getsignal(signal.SIGINT), _Ending):
-        return  # a sweep in one process calls main for each of its runs
+    former = signal.getsignal(signal.SIGTERM)
+    if isinstance(former, _Ending):
+        return former  # a sweep in one process calls main for each of its runs
     ending = _Ending()
     for number in SIGNALS:
         handler = signal.getsignal(number)
@@ -155,6 +161,7 @@ def _take_signals(advice: str) -> None:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_end_what_hangs, args=(reader, advice), daemon=True).start()
+    return ending
 
 
 def _end_what_hangs(reader: int, advice: str) -> None:

@@ -146,11 +146,18 @@ def add_legend(
     quantity: Quantity,
     styles: dict[str, LineStyle],
 ) -> None:
-    """Below the panels: the line of each series, the hollow mark and what the bars are."""
+    """Below the panels: the line of each series, the hollow mark and what the bars are.
+
+    Args:
+        styles: of the series to name; none: their number stands instead.
+    """
     handles = [
         Line2D([], [], color=s.color, linestyle=s.dashes, marker=s.marker, ms=MARKER_SIZE, label=n)
         for n, s in styles.items()
     ]
+    if not styles:
+        count = part["series"].nunique()
+        handles.append(_mark("", f"{count} series, which the tables name"))
     if part["interpolated"].any():
         handles.append(_mark("o", "width not trained", markerfacecolor=PAPER))
     bar = "" if part["num_seeds"].max() == 1 else "|"

@@ -16,6 +16,7 @@ from mrl.report.summary import MAIN_PANELS, Panel, Section, select
 # A second, zoomed row is drawn where the upper widths would fill less than this part of the axis.
 ZOOM_BELOW = 0.3
 MIN_ZOOM_WIDTHS = 3
+MOST_NAMED = 24  # series: more names would leave the lines no room; tables have them all
 PANEL_INCHES = (5.0, 3.3)
 SINGLE_INCHES = (4.2, 3.0)  # a panel of its own, also read on a phone
 
@@ -62,13 +63,14 @@ def zoom_start(part: pd.DataFrame, column: str) -> int | None:
 def _figure(summary: pd.DataFrame, panels: Sequence[Panel], quantity: Quantity) -> Figure:
     everything = pd.concat([select(summary, panel) for panel in panels])
     styles = line_styles(everything)
+    named = styles if len(styles) <= MOST_NAMED else {}
     with matplotlib.rc_context(RC):
         figure, drawn = _layout(summary, panels, quantity)
         for ax, part in drawn:
             draw_panel(ax, part, quantity, styles)
-        add_legend(figure, everything, quantity, styles)
+        add_legend(figure, everything, quantity, named)
         figure.draw_without_rendering()  # settles the heights that labels are placed by
-        for ax, part in drawn:
+        for ax, part in drawn if named else ():
             label_ends(ax, part, quantity, styles)
     return figure
 

@@ -117,9 +117,10 @@ def _inline_figure(section: Section, panel: Panel, kind: str, figure: Figure) ->
 def _cost_figures(section: Section) -> list[InlineFigure]:
     """Retrieval quality against each cost, for each series that was searched in stages."""
     figures = []
-    for place, (name, searches) in enumerate(searches_of(section).items()):
+    found = searches_of(section)
+    for place, (name, searches) in enumerate(found.items()):
         for cost in COSTS:
-            figure = cost_figure(section, [name], (cost,))
+            figure = cost_figure(section, [name], (cost,), found=found)
             if figure is None:
                 continue
             front = front_of(searches, cost)

@@ -27,10 +27,18 @@ _CUT_BELOW = 0.4  # the y axis is cut where the better three quarters fill less 
 
 
 def cost_figure(
-    section: Section, series: list[str] | None = None, costs: tuple[str, ...] = COSTS
+    section: Section,
+    series: list[str] | None = None,
+    costs: tuple[str, ...] = COSTS,
+    *,
+    found: dict[str, list[Search]] | None = None,
 ) -> Figure | None:
-    """A row for each series that was searched in stages, a column for each cost; None without."""
-    found = searches_of(section)
+    """A row for each series that was searched in stages, a column for each cost; None without.
+
+    Args:
+        found: what ``searches_of(section)`` gives, where it is known.
+    """
+    found = searches_of(section) if found is None else found
     names = [n for n in series or found if any(s.plan.shortlists for s in found[n])]
     costs = tuple(c for c in costs if any(c in s.costs for n in names for s in found[n]))
     if not names or not costs:

@@ -32,9 +32,10 @@ def searches_of(section: Section) -> dict[str, list[Search]]:
     quality = section.retrieval_metric
     lines = section.summary[section.summary["evaluator"] == RETRIEVAL]
     found: dict[str, list[Search]] = {}
+    parts = dict(list(lines.groupby("series")))
     for name in series_of(lines):
         by_plan: dict[Plan, dict[str, pd.Series]] = {}
-        for _, line in lines[lines["series"] == name].iterrows():
+        for _, line in parts[name].iterrows():
             quantity, plan = parse_metric(line["metric"], int(line["granularity"]))
             by_plan.setdefault(plan, {})[quantity] = line
         found[name] = [

@@ -50,7 +50,7 @@ class Table:
             colalign=["right"] * len(self.header),
             disable_numparse=True,
         )
-        return "\n\n".join([f"**{_escape(self.title)}**", body, " ".join(self.notes)])
+        return "\n\n".join([f"**{_escape(self.title)}**", body, _escape(" ".join(self.notes))])
 
     def terminal(self) -> str:
         """For a fixed-width font."""
@@ -233,4 +233,6 @@ def _is_baseline(lines: pd.DataFrame, series: str) -> bool:
 
 
 def _escape(text: str) -> str:
-    return text.replace("|", "\\|")
+    """For Markdown, which takes HTML as it is; names are free text."""
+    text = " ".join(text.splitlines())
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")

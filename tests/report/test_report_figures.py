@@ -90,3 +90,17 @@ def test_labels_that_fit_stay_where_they_are():
 def test_ticks_thin_out_on_a_uniform_grid():
     assert readable_ticks([8, 16, 32, 64]) == [8, 16, 32, 64]
     assert readable_ticks(range(24, 193, 24)) == [24, 48, 72, 96, 144, 192]
+
+
+def test_many_series_leave_the_lines_their_room(tmp_path):
+    rows = [
+        row(method=f"M{i}", experiment=f"m{i}", granularity=width, value=50 + i)
+        for i in range(40)
+        for width in (8, 16)
+    ]
+    (section,) = split_sections(read_rows([write_rows(tmp_path / "rows.jsonl", rows)]))
+    figure = accuracy_figure(section)
+    assert figure.axes[0].get_position().height > 0.5
+    words = [text.get_text() for text in figure.findobj(Text)]
+    assert "40 series, which the tables name" in words
+    assert "M7" not in words

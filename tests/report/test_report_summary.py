@@ -136,3 +136,11 @@ def test_markdown_is_one_table_per_metric(tmp_path):
 
 def test_points_have_a_sign_but_no_minus_zero():
     assert [points(d) for d in (6.666, -0.2, -0.001)] == ["+6.67", "\u22120.20", "0.00"]
+
+
+def test_names_are_no_markup_in_markdown(tmp_path):
+    name = "<b>a</b> | b & c\nd"
+    write_rows(tmp_path / "rows.jsonl", [row(method=name)])
+    text = markdown_report(split_sections(read_rows([tmp_path])))
+    assert "&lt;b>a&lt;/b> \\| b &amp; c d" in text
+    assert "<b>" not in text
