@@ -128,6 +128,14 @@ def test_each_prefix_has_its_own_direction(narrow: float, wide: float) -> None:
     assert_nearest(bank * scale, queries * scale, "cosine", scores[1], indices[1])
 
 
+def test_prefixes_of_several_scales_beside_usual_ones() -> None:
+    bank = torch.tensor([[1.0, 0, 1, 1], [3e-25, 4e-25, 1e25, 1e25]])
+    queries = torch.tensor([[3.0, 4, 0, 1]])
+    scores, indices = mrl.nested_knn(bank, queries, [2, 4], 1)
+    assert indices.tolist() == [[[1]], [[0]]]
+    torch.testing.assert_close(scores, torch.tensor([[[1.0]], [[4 / (3 * 26) ** 0.5]]]))
+
+
 @METRICS
 @pytest.mark.parametrize("scale", [1e-19, 1e-21, 1e-22, 1e-23, 1e-30])
 @pytest.mark.parametrize("long", ["bank", "queries", "both"])
@@ -159,8 +167,9 @@ def test_differences_whose_squares_vanish_in_float64(
 
 def test_rerank_by_squares_beyond_float64() -> None:
     bank = torch.tensor([[1e200], [1e153], [1e155], [1e100], [1e-200]], dtype=torch.float64)
-    _, indices = rerank(bank, 0 * bank[:1], torch.arange(5)[None], 1, 5, metric="l2")
-    assert indices.tolist() == [[4, 3, 1, 2, 0]]
+    for k in range(1, 6):
+        _, indices = rerank(bank, 0 * bank[:1], torch.arange(5)[None], 1, k, metric="l2")
+        assert indices.tolist() == [[4, 3, 1, 2, 0][:k]]
 
 
 def test_only_zeros_are_zero() -> None:
