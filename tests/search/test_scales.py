@@ -115,12 +115,61 @@ def test_another_power_of_two_changes_no_bit(metric: str, dtype: torch.dtype, po
     assert torch.equal(other[0], scores if metric == "cosine" else scores * 4.0**power)
 
 
-def test_each_prefix_has_its_own_direction() -> None:
-    bank = torch.tensor([[3e-30, 4e-30, 1.0, 0.0], [-3e-30, 4e-30, 0.0, 1.0], [1.0, 0, 1, 1]])
-    queries = torch.tensor([[3e-35, 4e-35, 0.0, 1.0]])
-    scores, indices = mrl.nested_knn(bank, queries, [2, 4], 3)
-    assert indices.tolist() == [[[0, 2, 1]], [[1, 2, 0]]]
-    torch.testing.assert_close(scores, torch.tensor([[[1.0, 0.6, 0.28]], [[1.0, 1 / 3**0.5, 0.0]]]))
+@pytest.mark.parametrize(
+    ("narrow", "wide"), [(1e-30, 1.0), (1e-25, 1e25), (1e-38, 1e-18), (1e25, 1e-25), (1e20, 1e38)]
+)
+def test_each_prefix_has_its_own_direction(narrow: float, wide: float) -> None:
+    bank = torch.tensor([[3.0, 4, 1, 0], [-3, 4, 0, 1], [1, 0, 1, 1]])
+    queries = torch.tensor([[3.0, 4, 0, 1]])
+    scale = torch.tensor([narrow, narrow, wide, wide])
+    scores, indices = mrl.nested_knn(bank * scale, queries * scale, [2, 4], 3)
+    assert indices[0].tolist() == [[0, 2, 1]]
+    torch.testing.assert_close(scores[0], torch.tensor([[1.0, 0.6, 0.28]]))
+    assert_nearest(bank * scale, queries * scale, "cosine", scores[1], indices[1])
+
+
+def test_prefixes_of_several_scales_beside_usual_ones() -> None:
+    bank = torch.tensor([[1.0, 0, 1, 1], [3e-25, 4e-25, 1e25, 1e25]])
+    queries = torch.tensor([[3.0, 4, 0, 1]])
+    scores, indices = mrl.nested_knn(bank, queries, [2, 4], 1)
+    assert indices.tolist() == [[[1]], [[0]]]
+    torch.testing.assert_close(scores, torch.tensor([[[1.0]], [[4 / (3 * 26) ** 0.5]]]))
+
+
+@METRICS
+@pytest.mark.parametrize("scale", [1e-19, 1e-21, 1e-22, 1e-23, 1e-30])
+@pytest.mark.parametrize("long", ["bank", "queries", "both"])
+def test_short_rows_beside_long_ones(metric: str, scale: float, long: str) -> None:
+    bank, queries = scale * normal(300, 8).float(), scale * normal(20, 8, seed=1).float()
+    if long != "queries":
+        bank[::2] /= scale
+    if long != "bank":
+        queries[::2] /= scale
+    scores, indices = mrl.nested_knn(bank, queries, [2, 8], 5, metric)
+    for g, m in enumerate([2, 8]):
+        assert_nearest(bank[:, :m], queries[:, :m], metric, scores[g], indices[g])
+
+
+@pytest.mark.parametrize("start", [None, 2])
+@pytest.mark.parametrize("scale", [1e-150, 1e-162, 1e-200, 1e-300])
+def test_differences_whose_squares_vanish_in_float64(
+    scale: float, start: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(knn, "choose_plan", lambda *_: ScanPlan(start, False))
+    bank, queries = normal(200, 6), normal(8, 6, seed=1)
+    bank[::2], queries[1:] = scale * bank[::2], scale * queries[1:]
+    for found in (
+        [part[0] for part in mrl.nested_knn(bank, queries, [6], 7, "l2")],
+        rerank(bank, queries, torch.arange(200).expand(8, -1), 6, 7, metric="l2"),
+    ):
+        assert_nearest(bank, queries, "l2", *found)
+
+
+def test_rerank_by_squares_beyond_float64() -> None:
+    bank = torch.tensor([[1e200], [1e153], [1e155], [1e100], [1e-200]], dtype=torch.float64)
+    for k in range(1, 6):
+        _, indices = rerank(bank, 0 * bank[:1], torch.arange(5)[None], 1, k, metric="l2")
+        assert indices.tolist() == [[4, 3, 1, 2, 0][:k]]
 
 
 def test_only_zeros_are_zero() -> None:
