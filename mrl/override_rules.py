@@ -33,7 +33,11 @@ def fault(words: Sequence[str], schema: type) -> str | None:
     overrides = list(_overrides(words))
     known = {"experiment": str, **dict(_keys(schema))}
     for override in overrides:
-        if text := _unknown(override.key_or_group, known) or _no_boolean(override, known):
+        if (
+            text := _unknown(override.key_or_group, known)
+            or _no_boolean(override, known)
+            or _null_choice(override)
+        ):
             return text
     given = {override.key_or_group: override for override in overrides}
     if "optim.name" in given and "optim.base_lr" not in given:
@@ -89,6 +93,14 @@ def _likeness(key: str, other: str) -> float:
     whole = difflib.SequenceMatcher(None, key, other).ratio()
     part = difflib.SequenceMatcher(None, last, others_last).ratio()
     return 0.9 * max(whole, part, 0.8 * (last in others_last)) + 0.1 * whole
+
+
+def _null_choice(override: Override) -> str | None:
+    """Hydra fails on it in riddles where the list chooses files of a group."""
+    value = None if override.is_sweep_override() else override.value()
+    if isinstance(value, list) and None in value:
+        return f"{override.key_or_group} has null in its list {override.value()}: leave it out"
+    return None
 
 
 def _no_boolean(override: Override, known: dict[str, Any]) -> str | None:

@@ -39,6 +39,7 @@ def test_refused(word, message):
         ("runs=outputs/a", "did you mean run?"),
         ("optim.epochs=3", "there is no key optim.epochs"),
         ("data.flip=7", "data.flip must be true or false, got 7"),
+        ("evals=[knn,null]", "evals has null in its list"),
     ],
 )
 def test_refused_in_an_evaluation(word, message):

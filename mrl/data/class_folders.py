@@ -1,9 +1,10 @@
 """Which folders are classes and which files below them are pictures: one rule for every reader.
 
 A picture is a file with one of torchvision's endings, at any depth below its class folder, and
-counts once. Names that begin with a dot, and what systems put beside pictures (``NOT_OURS``), are
-left out. Links to files and folders are followed, but not back up, nor to what is there already.
-Names are compared in Unicode's form NFC: macOS writes the same letters in another one.
+counts once. Names that begin with a dot, folders whose names begin with @ or ~, and what systems
+put beside pictures (``NOT_OURS``), are left out. Links to files and folders are followed, but not
+back up, nor to what is there already. Names are compared in Unicode's form NFC: macOS writes the
+same letters in another one.
 """
 
 import os
@@ -25,6 +26,7 @@ from mrl.data.errors import DataError, some
 NOT_OURS = {
     *("@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "__macosx"),
     *("lost+found", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini"),
+    *("network trash folder", "temporary items", "__pycache__"),
 }
 AGAIN = "linked once more"
 NO_FILE = "neither file nor folder"
@@ -150,9 +152,14 @@ def _above(folder: Path) -> set[str]:
 def _entries(path: str) -> list[Entry]:
     try:
         with os.scandir(path) as entries:
-            return [entry for entry in entries if _is_ours(entry.name)]
+            return [e for e in entries if _is_ours(e.name) and not _is_of_a_server(e)]
     except OSError as error:
         raise DataError(f"cannot read the folder {path}: {error.strerror}") from error
+
+
+def _is_of_a_server(entry: Entry) -> bool:
+    """Whether it is such a folder as @__thumb or ~snapshot; there are more than one can list."""
+    return entry.name.startswith(("@", "~")) and entry.is_dir(follow_symlinks=False)
 
 
 def _is_ours(name: str) -> bool:

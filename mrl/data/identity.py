@@ -27,7 +27,8 @@ class Identity:
 
     ``content`` is of the files' names below the root and their sizes, in whatever order and place
     they are; of pixels and labels where these are in memory; of a .beton but for its pixels.
-    ``exact`` is also of the order, the labels, and the times at which files were last written.
+    ``exact`` is also of the order, the labels, the times at which files were last written, and
+    which files they are: pictures of one size and time, out of an archive, may change places.
     """
 
     content: str
@@ -47,11 +48,11 @@ def identify(dataset: ImageDataset) -> Identity:
     if dataset.beton is not None:
         digest = _digest(labels, dataset.beton.digest.encode(), dataset.images.tobytes())
         return Identity(digest, digest)
-    names, facts_N2 = _names(dataset.images, dataset.root), _sizes_and_times(dataset.images)
-    lines = sorted(f"{name}\0{size}" for name, size in zip(names, facts_N2[:, 0], strict=True))
+    names, facts_N4 = _names(dataset.images, dataset.root), _facts(dataset.images)
+    lines = sorted(f"{name}\0{size}" for name, size in zip(names, facts_N4[:, 0], strict=True))
     return Identity(
         _digest(*(os.fsencode(line) + b"\n" for line in lines)),
-        _digest(labels, dataset.images.tobytes(), facts_N2.tobytes()),
+        _digest(labels, dataset.images.tobytes(), facts_N4.tobytes()),
     )
 
 
@@ -67,19 +68,19 @@ def _names(paths_N: np.ndarray, root: Path) -> list[str]:
     return [os.fsdecode(path[start:]) for path in paths_N.tolist()]
 
 
-def _sizes_and_times(paths_N: np.ndarray) -> np.ndarray:
-    """int64 (N, 2): bytes, and nanoseconds since 1970."""
+def _facts(paths_N: np.ndarray) -> np.ndarray:
+    """uint64 (N, 4): bytes, when written and when changed in nanoseconds since 1970, and inode."""
 
-    def of(paths: np.ndarray) -> list[tuple[int, int]]:
+    def of(paths: np.ndarray) -> list[tuple[int, int, int, int]]:
         try:
             found = [os.stat(path) for path in paths.tolist()]
         except OSError as error:
             raise DataError(f"cannot read an image: {error}") from error
-        return [(status.st_size, status.st_mtime_ns) for status in found]
+        return [(s.st_size, s.st_mtime_ns % 2**64, s.st_ctime_ns % 2**64, s.st_ino) for s in found]
 
     with ThreadPoolExecutor(_THREADS) as pool:
         parts = pool.map(of, np.array_split(paths_N, _THREADS))
-        return np.array([facts for part in parts for facts in part], np.int64).reshape(-1, 2)
+        return np.array([facts for part in parts for facts in part], np.uint64).reshape(-1, 4)
 
 
 def _digest(*parts: bytes | memoryview) -> str:

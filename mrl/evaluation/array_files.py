@@ -106,9 +106,15 @@ def _mapped(path: Path) -> np.ndarray:
 def _header(path: Path) -> np.ndarray:
     """The array in the file, mapped."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OverflowError, SyntaxError, TokenError) as error:
         raise ValueError(f"{path} cannot be read: {_what_is_wrong(error)}") from error
+    if (left := path.stat().st_size - array.offset - array.nbytes) > 0:
+        raise ValueError(
+            f"{path} is {left} bytes longer than its header says, as after a transfer as text, "
+            "which changes line ends: copy it again, as it is"
+        )
+    return array
 
 
 def _what_is_wrong(error: Exception) -> str:

@@ -113,7 +113,7 @@ def read_classes_map(path: str | Path) -> dict[str, list[str]]:
         # A byte order mark, with which Windows' editors begin a file, is no part of the JSON.
         text = Path(path).expanduser().read_text(encoding="utf-8-sig")
         values = json.loads(text, object_pairs_hook=_object)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -42,16 +42,17 @@ def _word_places(labels: list[np.ndarray]) -> np.ndarray:
     """The place of each label in the sorted list of all, as int64.
 
     Raises:
-        ValueError: if two of them differ in nothing but their Unicode form.
+        ValueError: if two of them differ in nothing but their Unicode form or a byte order mark.
     """
     words = [word for part in labels for word in part.tolist()]
     places = {word: place for place, word in enumerate(sorted(set(words)))}
     composed: dict[str, str] = {}
     for word in places:
-        other = composed.setdefault(normalize("NFC", word), word)
+        other = composed.setdefault(normalize("NFC", word.removeprefix("\ufeff")), word)
         if other != word:
             raise ValueError(
                 f"the labels {other!a} and {word!a} look the same and are different Unicode "
-                "letters: write all of them in one form (unicodedata.normalize)"
+                "letters, or begin with a byte order mark: write all of them in one form "
+                "(unicodedata.normalize)"
             )
     return np.fromiter((places[word] for word in words), np.int64, len(words))

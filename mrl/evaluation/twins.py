@@ -9,7 +9,8 @@ from hashlib import blake2b
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+
+from mrl.nesting import unit
 
 _CHUNK_BYTES = 16 * 2**20  # looked at in one go
 _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}  # by their bytes
@@ -43,7 +44,7 @@ def _same_directions(a_ND: Tensor, b_ND: Tensor) -> bool:
     """Whether rows that differ, if any do, differ by no more than rounding once they are scaled."""
     if torch.equal(a_ND, b_ND):
         return True
-    unit_a_ND, unit_b_ND = (normalize(z_ND.double(), dim=1) for z_ND in (a_ND, b_ND))
+    unit_a_ND, unit_b_ND = (unit(z_ND.double()) for z_ND in (a_ND, b_ND))
     eps = torch.finfo(a_ND.dtype).eps
     return torch.allclose(unit_a_ND, unit_b_ND, rtol=2 * eps, atol=1e-4 * eps)
 

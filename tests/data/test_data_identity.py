@@ -69,6 +69,29 @@ def test_what_changes_a_folder(root, change, same_content, same_exactly):
     assert (after.exact == before.exact) == same_exactly
 
 
+def test_folders_of_an_archive_that_changed_places(tmp_path):
+    """One size and one time for all: only which files they are tells them apart."""
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / name / f"{i}.bmp")
+            os.utime(tmp_path / name / f"{i}.bmp", (0, 0))
+
+    def known():
+        paths = [str(tmp_path / n / f"{i}.bmp").encode() for n in ("cat", "dog") for i in range(3)]
+        labels = torch.tensor([0, 0, 0, 1, 1, 1])
+        images = np.array(paths, dtype=np.bytes_)
+        return identify(
+            ImageDataset(images=images, labels=labels, classes=["cat", "dog"], root=tmp_path)
+        )
+
+    before = known()
+    (tmp_path / "cat").rename(tmp_path / "x")
+    (tmp_path / "dog").rename(tmp_path / "cat")
+    (tmp_path / "x").rename(tmp_path / "dog")
+    assert known().exact != before.exact
+
+
 def test_a_copy_elsewhere_has_the_same_content(root, tmp_path, monkeypatch):
     shutil.copytree(root, tmp_path / "a much longer name")
     before = identify(train_of(root)).content

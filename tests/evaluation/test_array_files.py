@@ -282,3 +282,14 @@ def test_columns_that_are_missing(parquet) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match="x.parquet cannot be read: "):
         read_labels(path)
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_file_that_went_through_a_transfer_of_text_is_refused(read, tmp_path: Path) -> None:
+    np.save(tmp_path / "z.npy", np.arange(300))
+    content = (tmp_path / "z.npy").read_bytes()
+    assert b"\n" in content[128:]  # 10 is one of the numbers
+    for changed in (content.replace(b"\n", b"\r\n"), content + b"1234"):
+        (tmp_path / "z.npy").write_bytes(changed)
+        with pytest.raises(ValueError, match="z.npy"):
+            read(tmp_path / "z.npy")

@@ -43,3 +43,8 @@ def test_no_labels_and_labels_of_two_kinds() -> None:
 def test_words_that_look_the_same_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'cafe\\u0301' and 'caf\\xe9' look the same"):
         numbered([np.array(["cafe\u0301", "b"]), np.array(["caf\xe9"])], [2, 1])
+
+
+def test_a_byte_order_mark_makes_no_class() -> None:
+    with pytest.raises(ValueError, match="begin with a byte order mark"):
+        numbered([np.array(["\ufeffcat", "dog"]), np.array(["cat"])], [2, 1])

@@ -108,3 +108,11 @@ def test_against_comparing_all_rows(dtype, width, monkeypatch) -> None:
     assert same_items(bank, bank.clone()) and same_items(bank, 3 * bank)
     assert not same_items(bank, -bank) and not same_items(bank, bank[:-1])
     assert width == 1 or not same_items(bank, other)
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-30, 1.0, 1e30, 1e150])
+def test_the_same_items_are_known_at_any_scale(scale: float) -> None:
+    z = torch.from_numpy(Z).double()
+    assert same_items(z, z * scale) and same_items(z * scale, z)
+    assert not same_items(z * scale, (z + 1e-3) * scale)
+    assert not same_items(z * scale, z.flip(0) * scale)
