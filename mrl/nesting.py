@@ -128,7 +128,7 @@ def _all_between(least: float, most: float, x: Tensor) -> bool:
         return False
     try:
         smallest, largest = x.detach().aminmax()
-        return bool((smallest >= least) & (largest <= most))
+        return least <= smallest.item() and largest.item() <= most
     except RuntimeError:  # no values are to be seen under torch.func.vmap
         return False
 

@@ -87,19 +87,15 @@ def check_rows(
     levels = sorted({widths[0], *widths[::-1][::step], *(m for m in widths if m == exact)})
 
     def bounds_from(start: int) -> tuple[Tensor, set[int]]:
-        rows = in_float32(x[start : start + _ROWS, : levels[-1]], scale, x.device)
+        block = x[start : start + _ROWS, : levels[-1]]
+        rows = in_float32(block, scale, x.device)
         parts = [torch.linalg.vector_norm(rows[:, a:b], dim=1) for a, b in pairwise([0, *levels])]
         square_LN = torch.stack(parts).square_().cumsum(0)
         long_N, short_LN = ~(square_LN[-1] <= _MAX_SQUARE), square_LN < _MIN_SQUARE
         misfits = set()
         if (long_N | short_LN[0]).any():
-            long, short = (start + odd_N.nonzero()[:, 0] for odd_N in (long_N, short_LN[0]))
-            _refuse(name, x, long, short, widths, nonzero, first_row)
-            # Rows that were only short are not short any more in wider prefixes.
-            at = len(levels) - 1 if len(long) else min(int(short_LN.any(1).sum()), len(levels) - 1)
-            doubtful = [m for m in widths if m <= levels[at]]
-            odd_NC = x[torch.cat([long, short]), : levels[at]].to(torch.float64)
-            misfits = _misfits(scaled(odd_NC, scale), doubtful)
+            _refuse(name, block, long_N, short_LN[0], widths, nonzero, first_row + start)
+            misfits = _misfits(block, scale, long_N, short_LN, levels, widths)
         before_N = square_LN[levels.index(int(exact))] if exact in levels else 0.0
         rest_LN = (square_LN - before_N).clamp_(min=0.0) if exact < inf else square_LN
         share_LN = torch.where(square_LN > 0, rest_LN / square_LN, 1.0)
@@ -110,29 +106,50 @@ def check_rows(
     return RowBounds(levels, exact, torch.stack(largest_3L).amax(0), set().union(*misfits))
 
 
-def _misfits(odd_ND: Tensor, widths: Sequence[int]) -> set[int]:
-    """At which widths any of a few float64 rows has no norm that float32 can work with."""
-    entry_NW = odd_ND.abs().cummax(1).values[:, [m - 1 for m in widths]]
-    misfit_NW = ((entry_NW > 0) & (entry_NW < _MIN_ENTRY)) | (entry_NW > _MAX_ENTRY)
-    return {m for m, misfit in zip(widths, misfit_NW.any(0).tolist(), strict=True) if misfit}
+def _misfits(
+    x_ND: Tensor,
+    scale: Scale,
+    long_N: Tensor,
+    short_LN: Tensor,
+    levels: Sequence[int],
+    widths: Sequence[int],
+) -> set[int]:
+    """At which widths the norm of any row, scaled, is none that float32 can work with.
+
+    Args:
+        long_N: rows that are too long, at the last level.
+        short_LN: rows whose prefix at a level is too short, or zero.
+    """
+    misfits = set()
+    # Norms grow with the width: beyond a level only rows are short that are so there.
+    for (lo, hi), short_N in zip(pairwise([0, *levels]), [short_LN[0], *short_LN], strict=False):
+        odd = (long_N | short_N).nonzero()[:, 0]
+        columns = hi if scale == 1.0 else levels[-1]  # a row's own scale is that of all columns
+        odd_NC = scaled(x_ND[odd, :columns].double(), scale)
+        entry_NC = odd_NC[:, :hi].abs().cummax(1).values
+        misfit_NC = ((entry_NC > 0) & (entry_NC < _MIN_ENTRY)) | (entry_NC > _MAX_ENTRY)
+        misfit_C = misfit_NC.any(0).tolist()
+        misfits |= {m for m in widths if lo < m <= hi and misfit_C[m - 1]}
+    return misfits
 
 
 def _refuse(
     name: str,
-    x: Tensor,
-    long: Tensor,
-    short: Tensor,
+    x_ND: Tensor,
+    long_N: Tensor,
+    short_N: Tensor,
     widths: Sequence[int],
     nonzero: bool,
     first_row: int,
 ) -> None:
-    """Raise the error of the first row that has one: of long rows or those short from the start."""
-    wrong = long[~torch.isfinite(x[long, : widths[-1]]).all(1)]
+    """Raise the error of the first row that has one: a long one or one short from the start."""
+    long, short = long_N.nonzero()[:, 0], short_N.nonzero()[:, 0]
+    wrong = long[~torch.isfinite(x_ND[long]).all(1)]
     if nonzero:
-        wrong = torch.cat([wrong, short[(x[short, : widths[0]] == 0).all(1)]])
+        wrong = torch.cat([wrong, short[(x_ND[short, : widths[0]] == 0).all(1)]])
     if len(wrong):
         row = int(wrong.min())
-        raise ValueError(f"{name} row {first_row + row} {_what_is_wrong(x[row], widths)}")
+        raise ValueError(f"{name} row {first_row + row} {_what_is_wrong(x_ND[row], widths)}")
 
 
 def _what_is_wrong(x_D: Tensor, widths: Sequence[int]) -> str:

@@ -6,7 +6,8 @@ product.  Every pair that rounding could still put among the k best is kept, and
 (few) those that float32 cannot tell apart are scored in float64.  Hence who is found does not
 depend on chunk sizes, threads or the BLAS in use, and equal bank rows really tie; a float32 product
 alone gives neither (equal rows may differ in their last bit, which then decides who is nearest).
-Only scores that differ by float64's own rounding (1e-15) may come in either order.
+Only scores that differ by float64's own rounding (1e-15) may come in either order.  Rows that are
+too short or too long for float32 squares are scaled for the filter (``passes.py``).
 
 Where a sample shows that it pays, the bank is scanned with a narrow prefix only: prefixes are
 nested, so that it bounds the wider ones, and few pairs are left for those (``refine.py``).  Where k

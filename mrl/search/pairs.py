@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mrl.search.distances import beyond_squares, scores_of_differences
+from mrl.search.distances import beyond_squares, scores_of_differences, within_squares
 from mrl.search.scales import scaled
 
 Metric = Literal["cosine", "l2"]
@@ -110,10 +110,10 @@ def pair_scores(pairs: Pairs, m: int, norm_Q: Tensor) -> Tensor:
         score_P[run] = cosine_P.masked_fill_(doubtful_P, torch.nan)
     if pairs.metric == "cosine":
         doubtful_P = score_P.isnan()
-    elif pairs.bank.dtype == torch.float64:
+    elif pairs.bank.dtype != torch.float64 or within_squares(score_P):
+        return score_P  # squares of narrower types are in float64's range
+    else:
         doubtful_P = beyond_squares(score_P)
-    else:  # squares of narrower types are in float64's range
-        return score_P
     if doubtful_P.any():
         score_P[doubtful_P] = _scores_at_any_scale(pairs[doubtful_P], m)
     return score_P

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mrl.search.blocks import BankBlock
 from mrl.search.candidates import ValuesOf, above
-from mrl.search.distances import beyond_squares
+from mrl.search.distances import beyond_squares, within_squares
 from mrl.search.pairs import (
     Metric,
     Pairs,
@@ -202,6 +202,8 @@ class Survivors:
     def _put_right(self, score_PW: Tensor, pairs: Pairs, w: slice) -> None:
         """What sums of squares that vanished in float64 should have been, at the widths ``w``."""
         if self.metric == "cosine" or self.bank.dtype != torch.float64:
+            return
+        if within_squares(score_PW):
             return
         doubtful_PW = beyond_squares(score_PW)
         for column in doubtful_PW.any(0).nonzero()[:, 0].tolist():

@@ -136,6 +136,15 @@ def test_prefixes_of_several_scales_beside_usual_ones() -> None:
     torch.testing.assert_close(scores, torch.tensor([[[1.0]], [[4 / (3 * 26) ** 0.5]]]))
 
 
+def test_scales_that_grow_step_by_step() -> None:
+    steps = torch.tensor([2e-23, 1e-11, 1.0, 1.0])
+    bank = torch.tensor([[1.0, 0, 0, 0], [-1.0, 1, 0, 0], [1.0, 1, 1, 1e-4]]) * steps * 1e25
+    queries = torch.tensor([[1.0, 1e-9, 0, 1]])
+    scores, indices = mrl.nested_knn(bank, queries, [1, 2, 3, 4], 3)
+    for g, m in enumerate([1, 2, 3, 4]):
+        assert_nearest(bank[:, :m], queries[:, :m], "cosine", scores[g], indices[g])
+
+
 @METRICS
 @pytest.mark.parametrize("scale", [1e-19, 1e-21, 1e-22, 1e-23, 1e-30])
 @pytest.mark.parametrize("long", ["bank", "queries", "both"])
