@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from mrl import config
+from mrl import config, stopping
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -32,6 +32,14 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"skipped, which --all forbids: {report.longrepr}"
     return report
+
+
+@pytest.fixture(autouse=True)
+def signals_stay_pytests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program's main takes its process's signals for good, and a second one ends that process;
+    called in a test, it would be this one. Processes that tests start are not touched.
+    """
+    monkeypatch.setattr(stopping, "_take_signals", lambda advice: stopping._Ending())
 
 
 @pytest.fixture(scope="session")
