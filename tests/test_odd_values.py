@@ -43,7 +43,7 @@ backbone.init=/nowhere | /nowhere
 backbone.name=../x backbone.widths=null backbone.blocks=null | no backbone is called
 backbone.trainable=[""] | backbone.trainable
 backbone.widths=[-8,16] | backbone.widths must be at least 1, got -8
-backbone.widths=[1000000000,16] | out of memory
+backbone.widths=[1000000000,16] | backbone.widths must lie in 8..16384
 backbone.widths=[] | backbone.widths and backbone.blocks
 data.holdout=48 | data.holdout=48
 data.image_size=-1 | data.image_size must be at least 1

@@ -33,8 +33,8 @@ def test_the_runs_are_hydras(monkeypatch, capsys):
 
 
 def test_names_stay_as_they_were_typed(monkeypatch, capsys):
-    called(monkeypatch, "--task", "1", "name=3.10,1e5", "run_dir=2024_05")
-    assert capsys.readouterr().out.splitlines() == ['name="1e5"', 'run_dir="2024_05"']
+    called(monkeypatch, "--task", "1", "name=3.10,1e5", "data.root=2024_05")
+    assert capsys.readouterr().out.splitlines() == ['name="1e5"', 'data.root="2024_05"']
 
 
 @pytest.mark.parametrize(
