@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from mrl.data.class_folders import class_folders, find_pictures, repeated, same_name
+from mrl.data.class_folders import class_folders, find_pictures, repeated, same_name, say
 from mrl.data.colours import to_rgb
 from mrl.data.errors import DataError, some
 
@@ -60,6 +60,11 @@ def scan(root: Path, classes_file: Path | None = None) -> tuple[Scanned, Scanned
     scanned = _scan_split(train, wanted), _scan_split(test, wanted)
     if wanted is None:
         _check_same(train, test)
+    if shared := _shared_folders(scanned[0][0], scanned[1][0]):
+        say(
+            f"warning: {len(shared)} folder(s) are linked into both train and test, so that models "
+            f"are judged on what they are trained on: {some(shared)}"
+        )
     return scanned
 
 
@@ -112,6 +117,15 @@ def _corrupt(path: str, reason: str) -> CorruptImageError:
 
 def _test_folders(root: Path) -> dict[str, Path]:
     return next((found for s in ("test", "val") if (found := class_folders(root / s))), {})
+
+
+def _shared_folders(train_N: np.ndarray, test_N: np.ndarray) -> list[str]:
+    """The real folders that hold pictures of both splits."""
+    of_train, of_test = (
+        {os.path.realpath(folder) for folder in set(map(os.path.dirname, paths_N.tolist()))}
+        for paths_N in (train_N, test_N)
+    )
+    return sorted(map(os.fsdecode, of_train & of_test))
 
 
 def _check_same(train: dict[str, Path], test: dict[str, Path]) -> None:

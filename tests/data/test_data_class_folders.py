@@ -262,3 +262,13 @@ def test_unusable_lists_of_classes(tmp_path: Path, content: bytes, message: str)
     (tmp_path / "list.txt").write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_classes(tmp_path / "list.txt")
+
+
+def test_pictures_of_both_splits_are_said(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scan(tree)
+    assert not capsys.readouterr().out
+    (tree / "train/cat/v").symlink_to(tree / "val/cat")
+    assert len(scan(tree)[0][0]) == 9
+    said = capsys.readouterr().out
+    assert said.startswith("warning: 2 folder(s) are linked into both train and test")
+    assert str(tree / "val/cat/more") in said
