@@ -122,7 +122,7 @@ class _Ending:
 
 
 @contextmanager
-def orderly_end(advice: str) -> Iterator[None]:
+def orderly_end(advice: str, *, ctrl_c: int = 1) -> Iterator[None]:
     """For a program's main: a signal ends it with one line, before and after the loop, too.
 
     A second SIGTERM or Ctrl-C, some seconds later, also ends a program that waits inside of a
@@ -130,6 +130,7 @@ def orderly_end(advice: str) -> Iterator[None]:
 
     Args:
         advice: what to do then, the end of that line.
+        ctrl_c: exit status after Ctrl-C.
     """
     ending = _take_signals(advice)
     try:
@@ -141,7 +142,8 @@ def orderly_end(advice: str) -> Iterator[None]:
         # torchrun would start a failed run again at once, on a machine that is to be left.
         sys.exit(0 if "TORCHELASTIC_RUN_ID" in os.environ else 128 + stopped.signal_number)
     except KeyboardInterrupt:
-        sys.exit(f"interrupted; {advice}")
+        print(f"interrupted; {advice}", file=sys.stderr)
+        sys.exit(ctrl_c)
     except BaseException:  # an error, which a signal must not keep from being told
         ending.under_way = True
         raise

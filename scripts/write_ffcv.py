@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@orderly_end("the file at hand was not written")
+@orderly_end("the file at hand was not written", ctrl_c=130)
 def main() -> int:
     args = parse_args()
     out = args.out or args.root
